@@ -1,0 +1,17 @@
+//! One file per kind.
+
+mod common;
+mod job;
+mod job_ledger;
+mod job_revision;
+mod queue;
+mod task;
+mod task_spec;
+
+pub use common::*;
+pub use job::*;
+pub use job_ledger::*;
+pub use job_revision::*;
+pub use queue::*;
+pub use task::*;
+pub use task_spec::*;

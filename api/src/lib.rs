@@ -1,0 +1,11 @@
+//! The kinds that Rota serves, and the words and small pure helpers that every part shares.
+//!
+//! A kind is one file in [`kinds`] and one line in [`registry`]. Everything else (schema, CRD YAML,
+//! columns, validation) is derived from those.
+
+pub mod kinds;
+pub mod names;
+pub mod quantity;
+pub mod registry;
+
+pub use kinds::*;

@@ -1,0 +1,4 @@
+//! The API server: one generic set of handlers over a table of kinds, a watch cache over the store.
+
+pub mod auth;
+pub mod error;
