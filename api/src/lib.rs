@@ -3,6 +3,7 @@
 //! A kind is one file in [`kinds`] and one line in [`registry`]. Everything else (schema, CRD YAML,
 //! columns, validation) is derived from those.
 
+pub mod index_set;
 pub mod kinds;
 pub mod names;
 pub mod quantity;
