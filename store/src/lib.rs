@@ -6,6 +6,16 @@
 //! consistent cut. Three backends keep that promise (memory, embedded, etcd) and one conformance
 //! suite runs against all of them.
 
+// A conflict answers with the record found, which callers need at once; boxing it buys nothing.
+#![allow(clippy::result_large_err)]
+
+mod check;
+mod counters;
+mod expiry;
+mod history;
+mod memory;
 mod types;
 
+pub use check::{KEY_BYTES_MAX, TXN_GUARDS_MAX};
+pub use memory::{MEMORY_HISTORY_EVENTS, MemoryStore};
 pub use types::*;
