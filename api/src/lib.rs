@@ -5,8 +5,11 @@
 
 pub mod index_set;
 pub mod kinds;
+pub mod labels;
 pub mod names;
 pub mod quantity;
 pub mod registry;
+pub mod selector;
+pub mod yaml;
 
 pub use kinds::*;

@@ -1,4 +1,7 @@
 //! The API server: one generic set of handlers over a table of kinds, a watch cache over the store.
 
 pub mod auth;
+pub mod body;
 pub mod error;
+pub mod cache;
+pub mod objects;
