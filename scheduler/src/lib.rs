@@ -1,1 +1,38 @@
-//! Placeholder.
+//! The scheduler core: which waiting tasks start now, and on which nodes.
+//!
+//! Pure: no clock, no I/O, no async, no randomness of its own; the manifest proves it. The same
+//! inputs in the same order give the same answer, so a recorded run can be replayed.
+//!
+//! The idea is to decide on *task classes* and *node states* instead of on tasks and nodes.
+//! Waiting tasks that are alike for placement share a [`Class`]; nodes that are alike for placement
+//! (same free amounts, same capacity, same matters-to-somebody labels, same taints) share a node
+//! state, which keeps the list of its nodes. States are few in a fresh cluster and approach the
+//! number of nodes after churn; every cost here holds at that end too.
+//!
+//! [`Cluster`] is the mutable picture: nodes, queues and the tasks that hold resources. [`cycle`]
+//! runs the stages (order → filter → score → place) over a list of [`Demand`]s and takes what it
+//! places out of the cluster at once. [`explain()`] says why a class does not fit and what smallest
+//! change would help. [`check`] says what is wrong with a cluster, for tests.
+//!
+//! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
+//! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
+
+pub mod check;
+mod classes;
+mod cluster;
+mod cycle;
+mod explain;
+mod filter;
+mod index;
+mod intern;
+mod order;
+mod place;
+pub mod score;
+mod spec;
+
+pub use cluster::{Cluster, NodeId, QueueId, TaskId};
+pub use cycle::{Cause, Options, Outcome, Placement, Waiting, cycle};
+pub use explain::{Blocker, Change, Explanation, explain};
+pub use spec::{
+    Class, ClassSpec, Demand, Effect, NodeSpec, Order, Policy, QueueSpec, Taint, Toleration,
+};

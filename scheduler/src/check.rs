@@ -1,0 +1,155 @@
+//! What is wrong with a cluster: recomputes every sum from the tasks and says where it differs.
+//! Used by every test; the answer is empty for a sound cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cluster::states::NONE;
+use crate::cluster::{Cluster, NodeId, clamp};
+
+/// Everything that is wrong, one sentence each.
+pub fn check(cluster: &Cluster) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let stride = cluster.stride;
+    let mut used = vec![0i128; cluster.nodes.len() * stride];
+    let mut queue_used = vec![vec![0i128; stride]; cluster.queues.len()];
+    let mut running = vec![0u64; cluster.queues.len()];
+    let mut ports: BTreeMap<(u32, u16), u32> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        let mut at = node.first_task;
+        while at != NONE {
+            let task = &cluster.tasks.slots[at as usize];
+            if !seen.insert(at) {
+                wrong.push(format!("task {at} is listed twice"));
+                break;
+            }
+            if task.node != n as u32 {
+                wrong.push(format!(
+                    "task {at} is listed on {} and is not there",
+                    node.name
+                ));
+            }
+            let shape = cluster.tasks.shapes.get(task.shape);
+            for (r, amount) in &shape.requests {
+                used[n * stride + *r as usize] += i128::from(*amount);
+                queue_used[task.queue as usize][*r as usize] += i128::from(*amount);
+            }
+            for port in &shape.ports {
+                *ports.entry((n as u32, *port)).or_insert(0) += 1;
+            }
+            running[task.queue as usize] += 1;
+            at = task.next;
+        }
+    }
+    if seen.len() != cluster.task_count() {
+        wrong.push(format!(
+            "{} tasks are listed on nodes, {} exist",
+            seen.len(),
+            cluster.task_count()
+        ));
+    }
+    if used != cluster.used {
+        wrong.push("the use of a node is not the sum of its tasks".into());
+    }
+    for (q, queue) in cluster.queues.iter().enumerate() {
+        if queue.used != queue_used[q] || queue.running != running[q] {
+            wrong.push(format!(
+                "queue {}: use is not the sum of its tasks",
+                queue.name
+            ));
+        }
+    }
+    if ports.len() != cluster.ports.len()
+        || ports.iter().any(|(k, n)| cluster.ports.get(k) != Some(n))
+    {
+        wrong.push("the table of ports in use is not what the tasks hold".into());
+    }
+    let mut in_states = 0;
+    for state in &cluster.states.live {
+        let mut node = cluster.states.head[*state as usize];
+        let mut count = 0;
+        while node != NONE {
+            count += 1;
+            if cluster.states.of_node[node as usize] != *state {
+                wrong.push(format!(
+                    "node {node} is listed in state {state} and is not there"
+                ));
+                break;
+            }
+            let profile = cluster.nodes[node as usize].profile;
+            let capacity = &cluster.profiles.all[profile as usize].capacity;
+            for (r, free) in cluster.states.free_of(*state).iter().enumerate() {
+                if *free != clamp(i128::from(capacity[r]) - used[node as usize * stride + r]) {
+                    wrong.push(format!("node {node}: free amount {r} is wrong"));
+                }
+            }
+            if profile != cluster.states.profile[*state as usize] {
+                wrong.push(format!("node {node} has another profile than its state"));
+            }
+            node = cluster.states.next_node(node);
+        }
+        if count != cluster.states.count[*state as usize] || count == 0 {
+            wrong.push(format!("state {state} counts its nodes wrongly"));
+        }
+        in_states += count as usize;
+    }
+    if in_states != cluster.node_count() {
+        wrong.push(format!(
+            "{in_states} nodes have a state, {} are there",
+            cluster.node_count()
+        ));
+    }
+    wrong
+}
+
+/// Nodes on which tasks hold more than there is. Placement never causes this; a node that shrank,
+/// or tasks that the caller bound, may.
+pub fn over_allocated(cluster: &Cluster) -> Vec<NodeId> {
+    (0..cluster.nodes.len() as u32)
+        .map(NodeId)
+        .filter(|n| cluster.free(*n).any(|(_, free)| free < 0))
+        .collect()
+}
+
+/// Queues whose tasks hold more than the limit allows, by name. Placement never causes this; a
+/// limit that was lowered may.
+pub fn over_limit(cluster: &Cluster) -> Vec<String> {
+    cluster
+        .queues
+        .iter()
+        .filter(|q| {
+            q.used
+                .iter()
+                .zip(&q.limit)
+                .any(|(used, limit)| *limit != i64::MAX && *used > i128::from(*limit))
+        })
+        .map(|q| q.name.to_string())
+        .collect()
+}
+
+/// What two clusters must agree on however they came to be: free amounts per node, use per queue.
+pub fn fingerprint(cluster: &Cluster) -> BTreeMap<String, BTreeMap<String, i64>> {
+    let nodes = (0..cluster.nodes.len() as u32)
+        .map(NodeId)
+        .filter(|n| cluster.nodes[n.0 as usize].present)
+        .map(|n| {
+            let free = cluster.free(n).filter(|(_, v)| *v != 0);
+            (
+                format!("node {}", cluster.node_name(n)),
+                free.map(|(r, v)| (r.to_owned(), v)).collect(),
+            )
+        });
+    let queues = (0..cluster.queues.len() as u32)
+        .map(crate::cluster::QueueId)
+        .filter(|q| cluster.queue_running(*q) > 0)
+        .map(|q| {
+            (
+                format!("queue {}", cluster.queue_name(q)),
+                cluster
+                    .queue_used(q)
+                    .map(|(r, v)| (r.to_owned(), v))
+                    .collect(),
+            )
+        });
+    nodes.chain(queues).collect()
+}

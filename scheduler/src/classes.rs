@@ -1,0 +1,76 @@
+//! The table of task classes in use, and what each class knows: its requests in resource numbers,
+//! which profiles suit it, and its indexes over node states.
+//!
+//! The table is a cache: it can be dropped at any time between cycles and is, when it has grown large.
+
+use fixedbitset::FixedBitSet;
+
+use crate::cluster::profiles::{Profile, Profiles};
+use crate::filter;
+use crate::index::Index;
+use crate::intern::FxMap;
+use crate::spec::{Class, Policy};
+
+/// Requests and fixed ports in resource numbers: what a task holds. Shared by tasks and classes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    /// Resource number and amount, amounts above zero.
+    pub requests: Box<[(u32, i64)]>,
+    pub ports: Box<[u16]>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ClassEntry {
+    pub class: Class,
+    pub shape: u32,
+    /// Label pairs asked for, sorted.
+    pub pairs: Box<[u32]>,
+    /// Per profile: may be placed there, as far as labels, taints, cordon and readiness go.
+    pub suits: FixedBitSet,
+    /// Per profile: has a taint with PreferNoSchedule that is not tolerated.
+    pub shuns: FixedBitSet,
+    /// Profiles looked at so far.
+    seen: usize,
+    /// Demands of this class met so far: the second one makes an index worth its cost.
+    pub uses: u32,
+    pub indexes: Vec<(Policy, Index)>,
+}
+
+impl ClassEntry {
+    pub fn new(class: Class, shape: u32, mut pairs: Vec<u32>) -> Self {
+        pairs.sort_unstable();
+        ClassEntry {
+            class,
+            shape,
+            pairs: pairs.into(),
+            suits: FixedBitSet::new(),
+            shuns: FixedBitSet::new(),
+            seen: 0,
+            uses: 0,
+            indexes: Vec::new(),
+        }
+    }
+
+    /// Looks at profiles that are new since the last call.
+    pub fn learn(&mut self, profiles: &Profiles) {
+        let all: &[Profile] = &profiles.all;
+        if self.seen == all.len() {
+            return;
+        }
+        self.suits.grow(all.len());
+        self.shuns.grow(all.len());
+        for (i, profile) in all.iter().enumerate().skip(self.seen) {
+            let tolerations = &self.class.spec().tolerations;
+            self.suits
+                .set(i, filter::suits(&self.pairs, tolerations, profile));
+            self.shuns.set(i, filter::shuns(tolerations, profile));
+        }
+        self.seen = all.len();
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Classes {
+    pub all: Vec<ClassEntry>,
+    pub ids: FxMap<Class, u32>,
+}

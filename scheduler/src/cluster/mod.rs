@@ -1,0 +1,387 @@
+//! The cluster: nodes, queues, and the tasks that hold resources. Owns the arithmetic.
+//!
+//! All changes are incremental: a task or a node that changes moves one node to another state.
+//! What a trial has placed is undone by releasing it; an overlay is a clone.
+
+pub(crate) mod profiles;
+mod queues;
+pub(crate) mod states;
+mod tasks;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub use queues::QueueId;
+pub use tasks::TaskId;
+
+use self::profiles::Profiles;
+use self::queues::Queue;
+use self::states::{NONE, States};
+use self::tasks::Tasks;
+use crate::classes::{ClassEntry, Classes, Shape};
+use crate::intern::{FxMap, Names};
+use crate::score::UNIT;
+use crate::spec::{Class, NodeSpec};
+
+/// Resources that the flat arrays have room for at first; doubled when more are named.
+const STRIDE_FIRST: usize = 8;
+/// Classes kept before the table is dropped and filled again by what still waits.
+const CLASSES_MAX: usize = 16_384;
+/// Index entries (16 bytes each) kept over all classes before all indexes are dropped.
+const INDEX_ENTRIES_MAX: usize = 16 << 20;
+
+/// A node, by number. Valid while the node is there or tasks are charged to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub(crate) u32);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub name: Arc<str>,
+    pub spec: NodeSpec,
+    /// False once removed while tasks are still charged to it, and for a name that only a task mentions.
+    pub present: bool,
+    pub profile: u32,
+    /// Its tasks, newest first.
+    pub first_task: u32,
+}
+
+/// The mutable picture that cycles decide on.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub(crate) resources: Names,
+    pub(crate) stride: usize,
+    /// Per resource, log2 of the largest capacity met, rounded up: what amounts are normalised by.
+    magnitude: Vec<u32>,
+    pub(crate) nodes: Vec<Node>,
+    /// Per node and resource. Wide, so that tasks bound by the caller cannot overflow it.
+    pub(crate) used: Vec<i128>,
+    node_ids: HashMap<Arc<str>, u32>,
+    unused_nodes: Vec<u32>,
+    pub(crate) profiles: Profiles,
+    pub(crate) states: States,
+    pub(crate) classes: Classes,
+    pub(crate) tasks: Tasks,
+    pub(crate) queues: Vec<Queue>,
+    queue_ids: HashMap<Arc<str>, u32>,
+    /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
+    pub(crate) ports: FxMap<(u32, u16), u32>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cluster {
+    /// Empty.
+    pub fn new() -> Self {
+        Cluster {
+            resources: Names::default(),
+            stride: STRIDE_FIRST,
+            magnitude: Vec::new(),
+            nodes: Vec::new(),
+            used: Vec::new(),
+            node_ids: HashMap::new(),
+            unused_nodes: Vec::new(),
+            profiles: Profiles::default(),
+            states: States::new(STRIDE_FIRST),
+            classes: Classes::default(),
+            tasks: Tasks::default(),
+            queues: Vec::new(),
+            queue_ids: HashMap::new(),
+            ports: FxMap::default(),
+        }
+    }
+
+    /// Adds a node or replaces what is known of it. Tasks charged to it stay charged; where they
+    /// hold more than it now has, it takes nothing new until enough of them ended.
+    pub fn upsert_node(&mut self, name: &str, spec: NodeSpec) -> NodeId {
+        let id = self.node_slot(name);
+        let node = &self.nodes[id as usize];
+        if node.present && node.spec == spec {
+            return NodeId(id);
+        }
+        if !node.present || node.spec.labels != spec.labels {
+            let old = std::mem::take(&mut self.nodes[id as usize].spec.labels);
+            self.profiles.drop_labels(id, &old);
+            self.profiles.carry(id, &spec.labels);
+        }
+        for (resource, amount) in &spec.allocatable {
+            let r = self.resource(resource);
+            self.learn_magnitude(r, *amount);
+        }
+        let node = &mut self.nodes[id as usize];
+        node.spec = spec;
+        node.present = true;
+        self.profile_again(id);
+        NodeId(id)
+    }
+
+    /// Removes a node. Tasks charged to it stay in their queues' use until they are released.
+    pub fn remove_node(&mut self, name: &str) -> bool {
+        let Some(id) = self.node_ids.get(name).copied() else {
+            return false;
+        };
+        let node = &mut self.nodes[id as usize];
+        if !node.present {
+            return false;
+        }
+        node.present = false;
+        let spec = std::mem::take(&mut node.spec);
+        let profile = std::mem::replace(&mut node.profile, NONE);
+        self.profiles.drop_labels(id, &spec.labels);
+        self.profiles.nodes[profile as usize] -= 1;
+        self.states.detach(id);
+        self.forget_if_unused(id);
+        true
+    }
+
+    /// The node of this name, if it is there.
+    pub fn node(&self, name: &str) -> Option<NodeId> {
+        let id = *self.node_ids.get(name)?;
+        self.nodes[id as usize].present.then_some(NodeId(id))
+    }
+
+    /// A node's name.
+    pub fn node_name(&self, node: NodeId) -> &Arc<str> {
+        &self.nodes[node.0 as usize].name
+    }
+
+    /// Number of nodes that are there.
+    pub fn node_count(&self) -> usize {
+        self.nodes.iter().filter(|n| n.present).count()
+    }
+
+    /// Number of distinct node states: what a scan costs.
+    pub fn state_count(&self) -> usize {
+        self.states.live.len()
+    }
+
+    /// What is free on a node, by resource; negative where tasks hold more than the node now has.
+    pub fn free(&self, node: NodeId) -> impl Iterator<Item = (&str, i64)> {
+        let state = self.states.of_node[node.0 as usize];
+        let free = (state != NONE).then(|| self.states.free_of(state));
+        (0..self.resources.len())
+            .filter_map(move |r| Some((self.resources.name(r as u32).as_ref(), free?[r])))
+    }
+
+    fn node_slot(&mut self, name: &str) -> u32 {
+        if let Some(id) = self.node_ids.get(name) {
+            return *id;
+        }
+        let node = Node {
+            name: name.into(),
+            spec: NodeSpec::default(),
+            present: false,
+            profile: NONE,
+            first_task: NONE,
+        };
+        let shared = node.name.clone();
+        let id = match self.unused_nodes.pop() {
+            Some(id) => {
+                self.nodes[id as usize] = node;
+                id
+            }
+            None => {
+                self.nodes.push(node);
+                self.used.resize(self.nodes.len() * self.stride, 0);
+                self.states.grow_nodes(self.nodes.len());
+                self.nodes.len() as u32 - 1
+            }
+        };
+        self.node_ids.insert(shared, id);
+        id
+    }
+
+    fn forget_if_unused(&mut self, id: u32) {
+        let node = &self.nodes[id as usize];
+        if !node.present && node.first_task == NONE {
+            self.node_ids.remove(&node.name);
+            self.unused_nodes.push(id);
+        }
+    }
+
+    /// Number of a resource; makes room when there are more of them than ever.
+    pub(crate) fn resource(&mut self, name: &str) -> u32 {
+        let r = self.resources.intern(name);
+        if self.magnitude.len() < self.resources.len() {
+            self.magnitude.resize(self.resources.len(), 0);
+        }
+        if self.resources.len() > self.stride {
+            self.widen(self.stride * 2);
+        }
+        r
+    }
+
+    fn widen(&mut self, stride: usize) {
+        let mut used = vec![0; self.nodes.len() * stride];
+        for n in 0..self.nodes.len() {
+            used[n * stride..n * stride + self.stride]
+                .copy_from_slice(&self.used[n * self.stride..(n + 1) * self.stride]);
+        }
+        self.used = used;
+        self.stride = stride;
+        self.profiles.widen(stride);
+        for queue in &mut self.queues {
+            queue.widen(stride);
+        }
+        self.states = States::new(stride);
+        self.states.grow_nodes(self.nodes.len());
+        self.drop_indexes();
+        for n in 0..self.nodes.len() as u32 {
+            self.attach(n);
+        }
+    }
+
+    fn learn_magnitude(&mut self, r: u32, amount: i64) {
+        let bits = 64 - (amount.max(1) - 1).leading_zeros();
+        if bits > self.magnitude[r as usize] {
+            self.magnitude[r as usize] = bits;
+            for i in 0..self.states.live.len() {
+                let state = self.states.live[i];
+                self.states.leftover[state as usize] =
+                    leftover(&self.magnitude, self.states.free_of(state));
+            }
+            self.drop_indexes();
+        }
+    }
+
+    pub(crate) fn drop_indexes(&mut self) {
+        for class in &mut self.classes.all {
+            class.indexes.clear();
+        }
+    }
+
+    fn profile_again(&mut self, id: u32) {
+        let n = id as usize;
+        let mut capacity = vec![0; self.stride];
+        for (resource, amount) in &self.nodes[n].spec.allocatable {
+            if let Some(r) = self.resources.get(resource) {
+                capacity[r as usize] = (*amount).max(0);
+            }
+        }
+        let profile = self.profiles.of(&self.nodes[n].spec, capacity.into());
+        let old = std::mem::replace(&mut self.nodes[n].profile, profile);
+        if old != NONE {
+            self.profiles.nodes[old as usize] -= 1;
+        }
+        self.profiles.nodes[profile as usize] += 1;
+        self.states.detach(id);
+        self.attach(id);
+    }
+
+    /// Puts a detached node into the state that its profile and use make.
+    fn attach(&mut self, id: u32) {
+        let node = &self.nodes[id as usize];
+        if node.profile == NONE {
+            return;
+        }
+        let capacity = &self.profiles.all[node.profile as usize].capacity;
+        let used = &self.used[id as usize * self.stride..(id as usize + 1) * self.stride];
+        // No allocation for the usual width: this runs once per placement.
+        let mut small = [0; STRIDE_FIRST];
+        let mut large = Vec::new();
+        let free: &mut [i64] = if self.stride == STRIDE_FIRST {
+            &mut small
+        } else {
+            large.resize(self.stride, 0);
+            &mut large
+        };
+        for (f, (c, u)) in free.iter_mut().zip(capacity.iter().zip(used)) {
+            *f = clamp(i128::from(*c) - *u);
+        }
+        let magnitude = &self.magnitude;
+        let free = &*free;
+        self.states
+            .attach(id, node.profile, free, || leftover(magnitude, free));
+    }
+
+    /// Number of a class; new ones learn their shape, labels and profiles.
+    pub(crate) fn class(&mut self, class: &Class) -> u32 {
+        if let Some(id) = self.classes.ids.get(class) {
+            return *id;
+        }
+        let shape = self.shape(class);
+        self.tasks.shapes.keep(shape, 1);
+        let mut pairs = Vec::new();
+        for (key, value) in &class.spec().node_selector {
+            let (pair, new) = self.profiles.ask(key, value);
+            pairs.push(pair);
+            if new {
+                for node in self.profiles.carriers(key, value) {
+                    self.profile_again(node);
+                }
+            }
+        }
+        let id = self.classes.all.len() as u32;
+        self.classes
+            .all
+            .push(ClassEntry::new(class.clone(), shape, pairs));
+        self.classes.ids.insert(class.clone(), id);
+        id
+    }
+
+    fn shape(&mut self, class: &Class) -> u32 {
+        let spec = class.spec();
+        let requests = spec
+            .requests
+            .iter()
+            .map(|(name, amount)| (self.resource(name), *amount))
+            .collect();
+        let shape = Shape {
+            requests,
+            ports: spec.ports.as_slice().into(),
+        };
+        self.tasks.shapes.intern(shape)
+    }
+
+    /// Drops caches that have grown beyond their bounds. Called between cycles.
+    pub(crate) fn sweep(&mut self) {
+        let profiles_max = 2 * self.profiles.live() + 1024;
+        if self.classes.all.len() > CLASSES_MAX || self.profiles.all.len() > profiles_max {
+            for class in std::mem::take(&mut self.classes).all {
+                self.tasks.shapes.drop_one(class.shape);
+            }
+            self.profiles.forget();
+            for n in 0..self.nodes.len() as u32 {
+                self.nodes[n as usize].profile = NONE;
+                if self.nodes[n as usize].present {
+                    self.profile_again(n);
+                }
+            }
+        }
+        let entries: usize = self
+            .classes
+            .all
+            .iter()
+            .flat_map(|c| &c.indexes)
+            .map(|(_, index)| index.len())
+            .sum();
+        if entries > INDEX_ENTRIES_MAX {
+            self.drop_indexes();
+        }
+    }
+}
+
+/// Into the range of i64.
+pub(crate) fn clamp(amount: i128) -> i64 {
+    i64::try_from(amount).unwrap_or(if amount < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// Sum of the free amounts, each in [`UNIT`]s of the resource's magnitude.
+fn leftover(magnitude: &[u32], free: &[i64]) -> i64 {
+    let unit_bits = UNIT.trailing_zeros();
+    magnitude
+        .iter()
+        .zip(free)
+        .map(|(bits, amount)| {
+            let amount = (*amount).max(0);
+            if *bits >= unit_bits {
+                amount >> (bits - unit_bits)
+            } else {
+                amount << (unit_bits - bits)
+            }
+        })
+        .fold(0, i64::saturating_add)
+}

@@ -1,0 +1,162 @@
+//! Place: puts tasks of one class onto the nodes of the best states, until they are all placed,
+//! nothing fits any more, or the budget is spent.
+
+use crate::classes::ClassEntry;
+use crate::cluster::states::{NONE, States};
+use crate::cluster::{Cluster, NodeId, TaskId};
+use crate::filter::{fits, how_many};
+use crate::index::Index;
+use crate::score::{self, Fill, Score, StateView};
+use crate::spec::Policy;
+
+/// Taken off the score of a state whose nodes should be tried last; more than any policy's score.
+const SHUN: i64 = 1 << 50;
+/// Demands of at most this many tasks, the first time their class is met, are placed by a plain
+/// scan: building an index only pays when the class comes again.
+const SCAN_TASKS_MAX: u32 = 2;
+
+/// What is left of the cycle's budget.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    pub left: u64,
+    pub spent: u64,
+}
+
+impl Budget {
+    pub fn spend(&mut self, units: u64) {
+        self.spent += units;
+        self.left = self.left.saturating_sub(units);
+    }
+}
+
+/// Places up to `count` tasks; returns how many were placed.
+pub(crate) fn place(
+    cluster: &mut Cluster,
+    class: u32,
+    queue: u32,
+    policy: Policy,
+    count: u32,
+    budget: &mut Budget,
+    mut placed: impl FnMut(NodeId, TaskId),
+) -> u32 {
+    let entry = &mut cluster.classes.all[class as usize];
+    entry.learn(&cluster.profiles);
+    entry.uses = entry.uses.saturating_add(1);
+    let shape_id = entry.shape;
+    let shape = cluster.tasks.shapes.get(shape_id).clone();
+    let policy_impl = score::of(policy);
+    if entry.uses == 1 && count <= SCAN_TASKS_MAX && shape.ports.is_empty() {
+        let mut left = count;
+        while left > 0 && budget.left > 0 {
+            budget.spend(cluster.states.live.len() as u64);
+            let Some(state) = scan(cluster, class, &shape.requests, policy_impl) else {
+                break;
+            };
+            let node = cluster.states.head[state as usize];
+            cluster.take(node, queue, shape_id, 1, |task| placed(NodeId(node), task));
+            left -= 1;
+        }
+        return count - left;
+    }
+    let mut index = take_index(entry, policy);
+    let mut aside = Vec::new();
+    let mut left = count;
+    while left > 0 && budget.left > 0 {
+        let scored = index.catch_up(&cluster.states, |state| {
+            rate(cluster, class, &shape.requests, policy_impl, state)
+        });
+        budget.spend(scored);
+        let Some(best) = index.best(&cluster.states) else {
+            break;
+        };
+        let state = best.state.id;
+        if shape.ports.is_empty() {
+            // The last node of the batch may take fewer; the others of the state stay for the next demand.
+            let per_node = match policy_impl.fill() {
+                Fill::Deep => how_many(cluster.states.free_of(state), &shape.requests),
+                Fill::Level => 1,
+            };
+            while left > 0 && cluster.states.is_live(best.state) {
+                let node = cluster.states.head[state as usize];
+                let n = per_node.min(left);
+                cluster.take(node, queue, shape_id, n, |task| placed(NodeId(node), task));
+                left -= n;
+                budget.spend(1);
+            }
+        } else {
+            let mut node = cluster.states.head[state as usize];
+            while left > 0 && node != NONE {
+                let next = cluster.states.next_node(node);
+                budget.spend(1);
+                if shape
+                    .ports
+                    .iter()
+                    .all(|port| !cluster.ports.contains_key(&(node, *port)))
+                {
+                    cluster.take(node, queue, shape_id, 1, |task| placed(NodeId(node), task));
+                    left -= 1;
+                }
+                node = next;
+            }
+            // What is still in the state has the port in use: look behind it.
+            if left > 0
+                && cluster.states.is_live(best.state)
+                && let Some(entry) = index.set_aside()
+            {
+                aside.push(entry);
+            }
+        }
+    }
+    for entry in aside {
+        index.put_back(entry);
+    }
+    let indexes = &mut cluster.classes.all[class as usize].indexes;
+    indexes.push((policy, index));
+    count - left
+}
+
+fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {
+    match entry.indexes.iter().position(|(p, _)| *p == policy) {
+        Some(i) => entry.indexes.swap_remove(i).1,
+        None => Index::default(),
+    }
+}
+
+fn rate(
+    cluster: &Cluster,
+    class: u32,
+    requests: &[(u32, i64)],
+    policy: &dyn Score,
+    state: u32,
+) -> Option<i64> {
+    let states: &States = &cluster.states;
+    let free = states.free_of(state);
+    let entry = &cluster.classes.all[class as usize];
+    let profile = states.profile[state as usize] as usize;
+    if !fits(free, requests) || !entry.suits.contains(profile) {
+        return None;
+    }
+    let score = policy.score(
+        &StateView {
+            free,
+            capacity: &cluster.profiles.all[profile].capacity,
+            leftover: states.leftover[state as usize],
+        },
+        requests,
+    );
+    Some(if entry.shuns.contains(profile) {
+        score.saturating_sub(SHUN)
+    } else {
+        score
+    })
+}
+
+fn scan(cluster: &Cluster, class: u32, requests: &[(u32, i64)], policy: &dyn Score) -> Option<u32> {
+    cluster
+        .states
+        .live
+        .iter()
+        .filter_map(|state| Some((rate(cluster, class, requests, policy, *state)?, *state)))
+        .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)))
+        .map(|(_, state)| state)
+}

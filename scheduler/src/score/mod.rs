@@ -1,0 +1,47 @@
+//! Placement policies: which node is best among those that fit. One file per policy, one line in [`of`].
+//!
+//! A score depends only on the node state and the class, so it is computed once per state, not per node.
+
+mod binpack;
+mod spread;
+
+use crate::spec::Policy;
+
+/// About one part in a million: the unit of normalised amounts.
+pub const UNIT: i64 = 1 << 20;
+
+/// A node state as a policy sees it. All slices run over resources.
+pub struct StateView<'a> {
+    /// Amounts free.
+    pub free: &'a [i64],
+    /// Amounts in all.
+    pub capacity: &'a [i64],
+    /// Sum over resources of the free amount in units of the largest node's ([`UNIT`] = all of it):
+    /// a class-independent measure of what would be left over.
+    pub leftover: i64,
+}
+
+/// How a batch of equal tasks goes onto the nodes of the best state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// As many as fit on one node, then the next node: a fuller node is always better.
+    Deep,
+    /// One per node, then look again: an emptier node is always better.
+    Level,
+}
+
+/// A placement policy.
+pub trait Score: Sync {
+    /// Higher is better.
+    fn score(&self, state: &StateView<'_>, requests: &[(u32, i64)]) -> i64;
+    /// How batches fill nodes; must agree with what the score prefers.
+    fn fill(&self) -> Fill;
+}
+
+/// The registry.
+pub fn of(policy: Policy) -> &'static dyn Score {
+    match policy {
+        Policy::BinPack => &binpack::BinPack,
+        Policy::Spread => &spread::Spread,
+    }
+}

@@ -1,0 +1,6 @@
+//! Random clusters against a model that is too simple to be wrong, and small stories.
+#![allow(clippy::unwrap_used)]
+
+mod model;
+mod random;
+mod stories;

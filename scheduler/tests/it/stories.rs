@@ -1,0 +1,183 @@
+//! Small clusters whose answer is plain to a reader.
+
+use std::collections::BTreeMap;
+
+use rota_scheduler::check::check;
+use rota_scheduler::*;
+
+fn amounts(cpu: i64, memory: i64) -> BTreeMap<String, i64> {
+    BTreeMap::from([("cpu".to_string(), cpu), ("memory".to_string(), memory)])
+}
+
+fn node(cpu: i64, memory: i64) -> NodeSpec {
+    NodeSpec {
+        allocatable: amounts(cpu, memory),
+        ready: true,
+        ..NodeSpec::default()
+    }
+}
+
+fn class(cpu: i64, memory: i64) -> ClassSpec {
+    ClassSpec {
+        requests: amounts(cpu, memory),
+        ..ClassSpec::default()
+    }
+}
+
+fn cluster(policy: Policy, nodes: &[(&str, i64, i64)]) -> Cluster {
+    let mut c = Cluster::new();
+    c.set_queue(
+        "q",
+        Some(QueueSpec {
+            policy,
+            ..QueueSpec::default()
+        }),
+    );
+    for (name, cpu, memory) in nodes {
+        c.upsert_node(name, node(*cpu, *memory));
+    }
+    c
+}
+
+/// Runs one cycle; answers `node×tasks` per demand.
+fn run(c: &mut Cluster, demands: &[(ClassSpec, i32, i64, u32)]) -> Vec<BTreeMap<String, u32>> {
+    let queue = c.queue("q");
+    let demands: Vec<Demand> = demands
+        .iter()
+        .enumerate()
+        .map(|(i, (spec, priority, created, count))| Demand {
+            id: i as u64,
+            class: Class::new(spec.clone()),
+            queue,
+            priority: *priority,
+            created: *created,
+            count: *count,
+        })
+        .collect();
+    let outcome = cycle(c, &demands, Options::default());
+    assert_eq!(check(c), Vec::<String>::new());
+    let mut out = vec![BTreeMap::new(); demands.len()];
+    for p in outcome.placements {
+        let name = c.node_name(p.node).to_string();
+        *out[p.demand as usize].entry(name).or_default() += 1;
+    }
+    out
+}
+
+fn on(pairs: &[(&str, u32)]) -> BTreeMap<String, u32> {
+    pairs.iter().map(|(n, k)| (n.to_string(), *k)).collect()
+}
+
+#[test]
+fn binpack_fills_the_smallest_hole_first() {
+    let mut c = cluster(Policy::BinPack, &[("big", 16, 16), ("small", 4, 4)]);
+    let placed = run(&mut c, &[(class(1, 1), 0, 0, 6)]);
+    assert_eq!(placed[0], on(&[("small", 4), ("big", 2)]));
+}
+
+#[test]
+fn spread_levels_shares() {
+    let mut c = cluster(Policy::Spread, &[("a", 8, 8), ("b", 8, 8), ("c", 4, 4)]);
+    let placed = run(&mut c, &[(class(1, 1), 0, 0, 5)]);
+    assert_eq!(placed[0], on(&[("a", 2), ("b", 2), ("c", 1)]));
+}
+
+#[test]
+fn priority_goes_first_then_age() {
+    let mut c = cluster(Policy::BinPack, &[("a", 2, 2)]);
+    let placed = run(
+        &mut c,
+        &[
+            (class(1, 1), 0, 1, 1),
+            (class(1, 1), 5, 9, 1),
+            (class(1, 1), 0, 2, 1),
+        ],
+    );
+    assert_eq!(placed, vec![on(&[("a", 1)]), on(&[("a", 1)]), on(&[])]);
+}
+
+#[test]
+fn what_does_not_fit_does_not_hold_back_what_does() {
+    let mut c = cluster(Policy::BinPack, &[("a", 2, 2)]);
+    let placed = run(&mut c, &[(class(4, 1), 0, 0, 1), (class(2, 1), 0, 1, 1)]);
+    assert_eq!(placed[1], on(&[("a", 1)]));
+}
+
+#[test]
+fn a_soft_taint_comes_last() {
+    let mut c = cluster(Policy::BinPack, &[("a", 8, 8)]);
+    let mut soft = node(2, 2);
+    soft.taints.push(Taint {
+        key: "slow".into(),
+        value: String::new(),
+        effect: Effect::PreferNoSchedule,
+    });
+    c.upsert_node("soft", soft);
+    let placed = run(&mut c, &[(class(1, 1), 0, 0, 9)]);
+    assert_eq!(placed[0], on(&[("a", 8), ("soft", 1)]));
+}
+
+#[test]
+fn the_nearest_fit_is_named() {
+    let mut c = cluster(Policy::BinPack, &[("a", 16, 64), ("b", 4, 64)]);
+    run(&mut c, &[(class(12, 1), 0, 0, 1)]);
+    let queue = c.queue("q");
+    let why = explain(&mut c, &Class::new(class(8, 8)), queue);
+    assert_eq!(
+        why.blockers,
+        vec![Blocker::InsufficientResource {
+            resource: "cpu".into(),
+            nodes: 2,
+            request: 8,
+            most_free: 4
+        }]
+    );
+    assert_eq!(why.change, Some(Change::Lower(vec![("cpu".into(), 8, 4)])));
+    assert!(!why.never);
+}
+
+#[test]
+fn what_never_fits_is_said_and_what_would() {
+    let mut c = cluster(Policy::BinPack, &[("a", 16, 64)]);
+    let queue = c.queue("q");
+    let why = explain(&mut c, &Class::new(class(100, 8)), queue);
+    assert!(why.never);
+    assert_eq!(
+        why.change,
+        Some(Change::Lower(vec![("cpu".into(), 100, 16)]))
+    );
+}
+
+#[test]
+fn huge_requests_are_refused_without_overflow() {
+    let mut c = cluster(
+        Policy::Spread,
+        &[("a", i64::MAX, i64::MAX), ("b", i64::MAX, 1)],
+    );
+    let placed = run(
+        &mut c,
+        &[
+            (class(i64::MAX, i64::MAX), 0, 0, 3),
+            (class(i64::MAX, 1), 0, 1, 3),
+        ],
+    );
+    assert_eq!(placed, vec![on(&[("a", 1)]), on(&[("b", 1)])]);
+    let queue = c.queue("q");
+    for _ in 0..3 {
+        c.bind("a", queue, &Class::new(class(i64::MAX, i64::MAX)));
+    }
+    assert_eq!(check(&c), Vec::<String>::new());
+    let why = explain(&mut c, &Class::new(class(1, 1)), queue);
+    assert!(!why.blockers.is_empty());
+}
+
+#[test]
+fn a_task_of_a_vanished_node_is_charged_when_it_returns() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 4)]);
+    run(&mut c, &[(class(3, 3), 0, 0, 1)]);
+    assert!(c.remove_node("a"));
+    assert_eq!(c.task_count(), 1);
+    c.upsert_node("a", node(4, 4));
+    let placed = run(&mut c, &[(class(2, 2), 0, 0, 1), (class(1, 1), 0, 1, 1)]);
+    assert_eq!(placed, vec![on(&[]), on(&[("a", 1)])]);
+}
