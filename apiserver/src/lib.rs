@@ -3,5 +3,7 @@
 pub mod auth;
 pub mod body;
 pub mod error;
+pub mod schema;
 pub mod cache;
 pub mod objects;
+pub mod serve;
