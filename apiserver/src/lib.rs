@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod body;
 pub mod error;
+pub mod patch;
 pub mod schema;
 pub mod cache;
 pub mod objects;
