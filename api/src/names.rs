@@ -30,6 +30,16 @@ pub const ANNOTATION_EPOCH: &str = "rota.dev/epoch";
 pub const ANNOTATION_PORT_RANGE: &str = "rota.dev/port-range";
 /// Lease annotation of a node: address of the API server that holds its tunnel.
 pub const ANNOTATION_TUNNEL_SERVER: &str = "rota.dev/tunnel-server";
+/// Lease annotation of a node: id of its newest tunnel connection.
+pub const ANNOTATION_TUNNEL_ID: &str = "rota.dev/tunnel-id";
+/// Lease annotation of a node: id of the newest tunnel connection whose far end went away.
+pub const ANNOTATION_TUNNEL_CLOSED: &str = "rota.dev/tunnel-closed";
+/// Node annotation: the epoch that the agent has adopted, after it stopped older tasks.
+pub const ANNOTATION_OBSERVED_EPOCH: &str = "rota.dev/observed-epoch";
+/// Task annotation: the Job's completions at bind.
+pub const ANNOTATION_COMPLETIONS: &str = "rota.dev/completions";
+/// Node taint key while it counts as lost.
+pub const TAINT_LOST: &str = "rota.dev/lost";
 /// Default of [`ANNOTATION_PORT_RANGE`], inclusive.
 pub const PORT_RANGE_DEFAULT: (u16, u16) = (20000, 31999);
 /// The resource that counts a node's dynamic ports.
