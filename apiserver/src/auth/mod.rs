@@ -1,5 +1,10 @@
 //! Who calls, and whether they may.
 
+pub mod authn;
+pub mod authorizer;
+pub mod csr;
+pub mod pki;
+
 use std::sync::Arc;
 
 /// An authenticated caller. Put into the request's extensions as `Arc<User>` by whoever
