@@ -16,8 +16,9 @@ use crate::{EventBatch, ListRequest, Record, StoreError, Version};
 /// Events that a watcher is handed at once; larger only when one transaction is.
 pub(crate) const WATCH_BATCH_MAX: usize = 1000;
 
-/// Older contents of keys that changed after a version: `None` means the key was absent then.
-pub(crate) type Undo = BTreeMap<Arc<str>, Option<Record>>;
+/// Older contents of keys that changed after a version: `None` means the key was absent then. `T` is
+/// the record or what it is fetched by.
+pub(crate) type Undo<T> = BTreeMap<Arc<str>, Option<T>>;
 
 /// Whether a key is one that the request asks for (its page limit aside).
 pub(crate) fn wanted(request: &ListRequest, key: &str) -> bool {
@@ -25,11 +26,13 @@ pub(crate) fn wanted(request: &ListRequest, key: &str) -> bool {
 }
 
 /// Merges the newest records (in key order, already cut to the request's range) with what older
-/// state replaces, up to the page limit. Returns the items and whether more follow.
-pub(crate) fn merge_page(
+/// state replaces, up to the page limit; `fetch` turns an undo entry into its record and is called
+/// only for what the page shows. Returns the items and whether more follow.
+pub(crate) fn merge_page<T>(
     newest: impl Iterator<Item = Result<Record, StoreError>>,
-    undo: Undo,
+    undo: Undo<T>,
     limit: usize,
+    mut fetch: impl FnMut(&Arc<str>, T) -> Result<Record, StoreError>,
 ) -> Result<(Vec<Record>, bool), StoreError> {
     let limit = if limit == 0 { usize::MAX } else { limit };
     let mut items: Vec<Record> = Vec::new();
@@ -49,21 +52,19 @@ pub(crate) fn merge_page(
                 *key < record.key
             }
         };
-        let record = if older_first {
-            match undo.next() {
-                Some((_, Some(record))) => record,
-                _ => continue,
+        if older_first {
+            if let Some((key, Some(older))) = undo.next() {
+                if items.len() == limit {
+                    return Ok((items, true));
+                }
+                items.push(fetch(&key, older)?);
             }
-        } else {
-            match newest.next() {
-                Some(record) => record?,
-                None => continue,
+        } else if let Some(record) = newest.next() {
+            if items.len() == limit {
+                return Ok((items, true));
             }
-        };
-        if items.len() == limit {
-            return Ok((items, true));
+            items.push(record?);
         }
-        items.push(record);
     }
 }
 

@@ -11,11 +11,15 @@
 
 mod check;
 mod counters;
+mod embedded;
 mod expiry;
 mod history;
 mod memory;
+mod open;
 mod types;
 
 pub use check::{KEY_BYTES_MAX, TXN_GUARDS_MAX};
+pub use embedded::{EmbeddedOptions, EmbeddedStore};
 pub use memory::{MEMORY_HISTORY_EVENTS, MemoryStore};
+pub use open::{StoreConfig, open};
 pub use types::*;

@@ -221,7 +221,8 @@ impl Store for MemoryStore {
             .map(|(_, record)| record)
             .take_while(|record| record.key.starts_with(&request.prefix))
             .map(|record| Ok(record.clone()));
-        let (items, more) = history::merge_page(newest, undo, request.limit)?;
+        let (items, more) =
+            history::merge_page(newest, undo, request.limit, |_, record| Ok(record))?;
         Ok(ListPage {
             items,
             version,
