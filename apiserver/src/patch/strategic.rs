@@ -19,14 +19,13 @@ enum Merge {
 fn merge_of(field: &str) -> Merge {
     match field {
         "conditions" | "addresses" => Merge::By(&["type"]),
-        "taints" => Merge::By(&["key", "effect"]),
         "ownerReferences" => Merge::By(&["uid"]),
-        "secrets" | "imagePullSecrets" | "containers" | "initContainers" | "env" | "volumes" => {
-            Merge::By(&["name"])
-        }
+        "secrets" | "containers" | "initContainers" | "env" | "volumes" => Merge::By(&["name"]),
         "ports" => Merge::By(&["containerPort"]),
         "volumeMounts" => Merge::By(&["mountPath"]),
         "finalizers" | "podCIDRs" => Merge::Set,
+        // Taints and a ServiceAccount's imagePullSecrets too: kubectl taint sends the whole list
+        // and counts on what it left out being gone.
         _ => Merge::Replace,
     }
 }

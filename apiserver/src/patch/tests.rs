@@ -158,13 +158,13 @@ fn strategic_lists_merge_by_key() {
     assert_eq!(got["metadata"]["finalizers"], json!(["a", "b", "c"]));
     assert_eq!(
         got["spec"]["taints"],
-        json!([{"key": "k", "effect": "NoSchedule"}, {"key": "k", "effect": "NoExecute", "value": "v"}])
+        json!([{"key": "k", "effect": "NoExecute", "value": "v"}])
     );
     let got = strategic(
         node.clone(),
         json!({"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]},
                "metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "ownerReferences": [{"uid": "1", "$patch": "delete"}]},
-               "spec": {"taints": [{"$patch": "replace"}, {"key": "z", "effect": "NoSchedule"}]}}),
+               "spec": {"taints": [{"key": "z", "effect": "NoSchedule"}]}}),
     );
     assert_eq!(
         got["status"]["conditions"],
