@@ -41,12 +41,17 @@ enum Format {
 /// different ones refused.
 pub fn decode(bytes: &[u8], content_type: Option<&str>, what: &Kind) -> ApiResult<Decoded> {
     let mut decoded = decode_object(bytes, content_type)?;
-    let api_version = what.api_version();
-    if let Some(object) = decoded.value.as_object_mut() {
-        check_type(object, "apiVersion", &api_version)?;
-        check_type(object, "kind", what.kind)?;
-    }
+    check_kind(&mut decoded.value, what)?;
     Ok(decoded)
+}
+
+/// Fills in absent `kind` and `apiVersion`, refuses different ones and what is no object.
+pub fn check_kind(value: &mut Value, what: &Kind) -> ApiResult<()> {
+    let Some(object) = value.as_object_mut() else {
+        return Err(ApiError::bad_request("the body must be an object"));
+    };
+    check_type(object, "apiVersion", &what.api_version())?;
+    check_type(object, "kind", what.kind)
 }
 
 /// Reads a body that must be an object of whatever kind (DeleteOptions, Scale, bulk requests).
