@@ -158,6 +158,18 @@ impl Context {
         Ok(())
     }
 
+    /// Writes a line of bytes to stdout as it is, after a prefix.
+    pub fn print_line(&self, prefix: &str, line: &[u8]) -> Result<()> {
+        let mut whole = Vec::with_capacity(prefix.len() + line.len() + 1);
+        whole.extend_from_slice(prefix.as_bytes());
+        whole.extend_from_slice(line);
+        whole.push(b'\n');
+        let mut out = self.out.lock();
+        out.write_all(&whole)?;
+        out.flush()?;
+        Ok(())
+    }
+
     /// Writes a line of talk to stderr; a closed stderr is no reason to stop.
     pub fn say(&self, line: &str) {
         let mut err = self.err.lock();

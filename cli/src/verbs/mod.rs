@@ -25,12 +25,25 @@ macro_rules! verbs {
 }
 
 verbs! {
+    /// Make the cluster match manifests: files, directories or - for stdin
+    Apply => apply,
     /// Show objects as a table, YAML, JSON or by an expression
     Get => get,
+    /// Show an object in full: what is wanted, what is observed, what happened to it
+    Describe => describe,
     /// Delete objects
     Delete => delete,
+    /// Wait until objects meet a condition
+    Wait => wait,
+    /// Show what tasks wrote
+    Logs => logs,
+    /// Run a command as a Job
+    #[command(name = "run")]
+    RunJob => run,
     /// Change how many tasks a Job keeps running
     Scale => scale,
+    /// Say why a Job waits and what would help
+    Why => why,
     /// Make join tokens
     Token => token,
     /// Show the versions of client and server
