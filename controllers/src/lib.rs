@@ -2,6 +2,7 @@
 //!
 //! A controller is one file and one line in [`registry`]; what they stand on is in [`runtime`].
 
+pub mod lifecycle;
 pub mod registry;
 mod run;
 pub mod runtime;

@@ -1,0 +1,588 @@
+//! What to write next, decided from memory: Tasks to create, stop and remove, ledger chunks to
+//! write, Jobs to let go. And what the answers mean.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use rota_api::names::{FINALIZER_LEDGER, ledger_name, task_name};
+use rota_api::{Job, JobType, Task};
+use rota_scheduler::{Cause, Demand, Options, cycle};
+use serde_json::{Value, json};
+
+use super::body::{Mould, ledger_item};
+use super::memory::{JobMem, Make, Memory, Stand, TaskMem};
+use super::need;
+use crate::lifecycle::{self, Hold, Ledger};
+use crate::runtime::{Failure, Key};
+
+/// Tasks created by one cycle at most, so that a cycle and its request stay short.
+const PLACEMENTS_MAX: u32 = 1000;
+/// Creates on their way at most; above that the next cycle waits for answers.
+const CREATING_MAX: usize = 4000;
+/// Work units of a cycle: about a tenth of a second.
+const BUDGET: u64 = 10_000_000;
+/// Pause of a Job whose Tasks the API refuses.
+const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(5);
+
+/// What a write is for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// Creates a Task.
+    Create(Key),
+    /// Writes a ledger chunk of a Job.
+    Fold(u64, u32),
+    /// Asks a Task to stop.
+    Stop(Key),
+    /// Removes a Task that is folded.
+    Remove(Key),
+    /// Deletes a ledger chunk of a Job that goes.
+    DropLedger(u64, u32),
+    /// Takes our finalizer off a Job.
+    Release(u64),
+    /// Tells a Job why it waits.
+    JobStatus(u64),
+    /// Tells a Queue how full it is.
+    QueueStatus(String),
+}
+
+/// A bulk item, and what it is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// What for.
+    pub op: Op,
+    /// As the bulk endpoint takes it.
+    pub item: Value,
+}
+
+/// The answer to a write.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// Stored (or, for a create, found to be there already and ours).
+    Done(Value),
+    /// Not stored.
+    Failed(Failure),
+    /// A precondition failed; this is the object as it is now.
+    Seen(Option<Value>),
+}
+
+/// Tasks of a Job, by its uid.
+pub type TasksOf<'a> = &'a dyn Fn(&str) -> Vec<Arc<Task>>;
+
+impl Memory {
+    /// Decides again about Jobs that changed.
+    pub fn decide(&mut self, tasks_of: TasksOf<'_>, now: Timestamp) {
+        while let Some((time, serial)) = self.wakes.first().copied().filter(|(t, _)| *t <= now) {
+            self.wakes.remove(&(time, serial));
+            self.dirty.insert(serial);
+        }
+        while let Some((time, key)) = self.expiry.first().cloned().filter(|(t, _)| *t <= now) {
+            self.expiry.remove(&(time, key.clone()));
+            if let Some(job) = self.tasks.get(&key).and_then(|t| self.jobs.get_mut(&t.job)) {
+                for shelf in &mut job.kept {
+                    shelf.remove(&(time, key.clone()));
+                }
+            }
+            self.removals.insert(key);
+        }
+        for serial in std::mem::take(&mut self.dirty) {
+            self.decide_job(serial, tasks_of, now);
+        }
+    }
+
+    /// When [`Memory::decide`] has something to do even if nothing changes.
+    pub fn next_look(&self) -> Option<Timestamp> {
+        let wake = self.wakes.first().map(|(time, _)| *time);
+        let expiry = self.expiry.first().map(|(time, _)| *time);
+        wake.into_iter().chain(expiry).min()
+    }
+
+    fn decide_job(&mut self, serial: u64, tasks_of: TasksOf<'_>, now: Timestamp) {
+        let Some(job) = self.jobs.get_mut(&serial) else {
+            return;
+        };
+        let ledger = Ledger {
+            failed: job.book.failed().clone(),
+            unreadable: job.book.unreadable,
+            ..Ledger::default()
+        };
+        match &job.job {
+            Some(object) => {
+                job.wanted = lifecycle::wanted(object, &ledger);
+                let n = match object.spec.type_ {
+                    JobType::Batch => lifecycle::completions(object),
+                    JobType::Service => lifecycle::parallelism(object),
+                };
+                if n != job.n {
+                    job.n = n;
+                    job.book.resize(n);
+                }
+            }
+            None => job.wanted.hold = Hold::Deleted,
+        }
+        job.book.wake(now);
+        if let Some(time) = job.book.next_wake() {
+            self.wakes.insert((time, serial));
+        }
+        if let Some(time) = job.paused_until {
+            if time <= now {
+                job.paused_until = None;
+            } else {
+                self.wakes.insert((time, serial));
+            }
+        }
+        self.stop_surplus(serial, tasks_of);
+        let Some(job) = self.jobs.get(&serial) else {
+            return;
+        };
+        if job.wanted.hold == Hold::Deleted {
+            for key in &job.tasks {
+                if self.tasks.get(key).is_some_and(|t| t.end.is_some()) {
+                    self.removals.insert(key.clone());
+                }
+            }
+            self.hungry.remove(&serial);
+            return;
+        }
+        let make = self.make(serial);
+        let Some(job) = self.jobs.get_mut(&serial) else {
+            return;
+        };
+        job.make = make;
+        let hungry = job.make.is_some() && job.paused_until.is_none() && room(job) > 0;
+        if hungry {
+            // Whatever changed about it, it deserves a look.
+            job.starved = false;
+            self.hungry.insert(serial);
+        } else {
+            self.hungry.remove(&serial);
+        }
+    }
+
+    fn make(&mut self, serial: u64) -> Option<Make> {
+        let job = self.jobs.get(&serial)?;
+        if !job.wanted.runnable() {
+            return None;
+        }
+        let object = job.job.as_ref()?;
+        let key = Key::new(&job.owner.namespace, &job.wanted.revision);
+        let revision = self.revisions.get(&key)?;
+        let queue = self.queues.get(&object.spec.queue);
+        let defaults = queue.and_then(|q| q.queue.as_ref()?.spec.default_resources.as_ref());
+        let spec = &revision.spec.template.spec;
+        let requests = need::requests(spec, defaults);
+        let class = need::class(spec, &requests);
+        let mould = Mould::new(
+            &job.owner,
+            revision,
+            &requests,
+            &object.spec.queue,
+            object.spec.priority,
+            job.n,
+        );
+        let queue = self.cluster.queue(&object.spec.queue);
+        Some(Make {
+            mould,
+            class,
+            queue,
+        })
+    }
+
+    fn stop_surplus(&mut self, serial: u64, tasks_of: TasksOf<'_>) {
+        let Some(job) = self.jobs.get(&serial) else {
+            return;
+        };
+        let over = job.book.live() > u64::from(job.wanted.parallelism);
+        let service = job.rules.type_ == JobType::Service;
+        let idle = !job.wanted.runnable() && job.book.live() > 0;
+        let keys: Vec<Key> = match &job.job {
+            None => job.tasks.iter().cloned().collect(),
+            Some(object) if over || service || idle => {
+                let tasks = tasks_of(&job.owner.uid);
+                let surplus = lifecycle::surplus(object, &job.wanted, &tasks);
+                surplus.iter().map(|t| Key::of(&t.metadata)).collect()
+            }
+            Some(_) => return,
+        };
+        for key in keys {
+            let task = self.tasks.get(&key);
+            if task.is_some_and(|t| t.end.is_none() && t.uid.is_some() && !t.deleting && !t.stop_sent) {
+                self.stops.insert(key);
+            }
+        }
+    }
+
+    /// Runs a scheduling cycle over what is hungry; answers the Tasks to create.
+    pub fn place(&mut self, now: Timestamp) -> Vec<Write> {
+        let mut writes = std::mem::take(&mut self.resend);
+        let room_left = CREATING_MAX.saturating_sub(self.creating);
+        if room_left == 0 || self.hungry.is_empty() {
+            return writes;
+        }
+        let look_at_all = std::mem::take(&mut self.freed);
+        let mut serials = Vec::new();
+        let mut demands = Vec::new();
+        for serial in &self.hungry {
+            let Some((job, make)) = self.jobs.get(serial).and_then(|j| Some((j, j.make.as_ref()?)))
+            else {
+                continue;
+            };
+            if job.starved && !look_at_all {
+                continue;
+            }
+            let meta = job.job.as_ref().map(|j| &j.metadata);
+            let created = meta.and_then(|m| m.creation_timestamp.as_ref());
+            serials.push(*serial);
+            demands.push(Demand {
+                id: *serial,
+                class: make.class.clone(),
+                queue: make.queue,
+                priority: job.job.as_ref().map_or(0, |j| j.spec.priority),
+                created: created.map_or(0, |t| t.0.as_second()),
+                count: room(job),
+            });
+        }
+        if demands.is_empty() {
+            return writes;
+        }
+        let options = Options {
+            budget: BUDGET,
+            placements: PLACEMENTS_MAX.min(u32::try_from(room_left).unwrap_or(u32::MAX)),
+        };
+        let outcome = cycle(&mut self.cluster, &demands, options);
+        for placement in &outcome.placements {
+            let serial = serials[placement.demand as usize];
+            let node = self.cluster.node_name(placement.node).to_string();
+            let Some(job) = self.jobs.get_mut(&serial) else {
+                continue;
+            };
+            let (Some((index, attempt)), Some(make)) = (job.book.take(), &job.make) else {
+                // The demand was made from this very book, so this cannot be; nothing may leak though.
+                self.cluster.release(placement.task);
+                continue;
+            };
+            let name = task_name(&job.owner.name, &job.owner.uid, index, attempt);
+            let key = Key::new(&job.owner.namespace, &name);
+            let epoch = self.epochs.get(&node).copied().unwrap_or(0);
+            writes.push(Write {
+                op: Op::Create(key.clone()),
+                item: json!({
+                    "verb": "create", "path": job.owner.collection("tasks"),
+                    "body": make.mould.task(&name, index, attempt, &node, epoch),
+                }),
+            });
+            job.tasks.insert(key.clone());
+            job.told.placed(&node);
+            self.creating += 1;
+            let task = TaskMem {
+                job: serial,
+                uid: None,
+                index,
+                attempt,
+                node,
+                held: Some(placement.task),
+                stand: Stand::Creating,
+                end: None,
+                deleting: false,
+                stop_sent: false,
+                remove_sent: false,
+            };
+            self.tasks.insert(key, task);
+        }
+        for waiting in &outcome.waiting {
+            let serial = serials[waiting.demand as usize];
+            if waiting.cause == Cause::Budget {
+                self.freed = true;
+            } else if let Some(job) = self.jobs.get_mut(&serial) {
+                job.starved = true;
+                self.status.insert(serial);
+            }
+        }
+        for serial in serials {
+            let done = self.jobs.get(&serial).is_none_or(|job| room(job) == 0);
+            if done {
+                self.hungry.remove(&serial);
+                self.status.insert(serial);
+            }
+        }
+        let _ = now;
+        writes
+    }
+
+    /// Whether [`Memory::place`] may have something to do.
+    pub fn wants_to_place(&self) -> bool {
+        let look = |serial: &u64| self.jobs.get(serial).is_some_and(|j| !j.starved);
+        !self.resend.is_empty()
+            || (self.creating < CREATING_MAX
+                && !self.hungry.is_empty()
+                && (self.freed || self.hungry.iter().any(look)))
+    }
+
+    /// Folds, stops, removals and farewells that are due, at most `max`.
+    pub fn tidy(&mut self, max: usize) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let due: Vec<(u64, u32)> = self.chunks.iter().take(max).copied().collect();
+        for (serial, number) in due {
+            self.chunks.remove(&(serial, number));
+            if let Some(job) = self.jobs.get_mut(&serial)
+                && let Some(write) = job.book.write(number)
+            {
+                writes.push(Write {
+                    op: Op::Fold(serial, number),
+                    item: ledger_item(&job.owner, &write),
+                });
+            }
+        }
+        while writes.len() < max
+            && let Some(key) = self.stops.pop_first()
+        {
+            if let Some(task) = self.tasks.get_mut(&key)
+                && task.end.is_none()
+                && !task.deleting
+                && !task.stop_sent
+            {
+                task.stop_sent = true;
+                let item = json!({
+                    "verb": "delete", "path": task_path(&key), "preconditions": uid(task),
+                });
+                writes.push(Write {
+                    op: Op::Stop(key),
+                    item,
+                });
+            }
+        }
+        while writes.len() < max
+            && let Some(key) = self.removals.pop_first()
+        {
+            if let Some(task) = self.tasks.get_mut(&key)
+                && task.stand == Stand::Folded
+                && !task.remove_sent
+            {
+                task.remove_sent = true;
+                let item = json!({
+                    "verb": "delete", "path": task_path(&key), "preconditions": uid(task),
+                    "dropFinalizers": [FINALIZER_LEDGER],
+                });
+                writes.push(Write {
+                    op: Op::Remove(key),
+                    item,
+                });
+            }
+        }
+        writes
+    }
+
+    /// Jobs that are being deleted and have no Tasks left are let go.
+    pub fn farewells(&mut self) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let mut forget = Vec::new();
+        for (serial, job) in &mut self.jobs {
+            if job.wanted.hold != Hold::Deleted || !job.tasks.is_empty() || job.releasing {
+                continue;
+            }
+            let chunks = job.book.chunk_numbers();
+            for number in &chunks {
+                let name = ledger_name(&job.owner.name, &job.owner.uid, *number);
+                let path = format!("{}/{name}", job.owner.collection("jobledgers"));
+                writes.push(Write {
+                    op: Op::DropLedger(*serial, *number),
+                    item: json!({"verb": "delete", "path": path}),
+                });
+                job.releasing = true;
+            }
+            if !chunks.is_empty() {
+                continue;
+            }
+            let Some(object) = &job.job else {
+                forget.push(*serial);
+                continue;
+            };
+            if let Some(item) = release(object, job) {
+                job.releasing = true;
+                writes.push(Write {
+                    op: Op::Release(*serial),
+                    item,
+                });
+            }
+        }
+        for serial in forget {
+            self.forget(serial);
+        }
+        writes
+    }
+
+    /// Takes the answer to a write. A failure that matters to people is answered back, in words.
+    pub fn answered(&mut self, write: Write, answer: Answer, now: Timestamp) {
+        match write.op.clone() {
+            Op::Create(key) => self.created(key, write, answer, now),
+            Op::Fold(serial, number) => self.folded_answer(serial, number, answer, now),
+            Op::Stop(key) => {
+                if let Some(task) = self.tasks.get_mut(&key)
+                    && matches!(answer, Answer::Failed(_))
+                {
+                    task.stop_sent = false;
+                    self.dirty.insert(task.job);
+                }
+            }
+            Op::Remove(key) => {
+                let gone = matches!(
+                    answer,
+                    Answer::Done(_) | Answer::Failed(Failure::NotFound(_))
+                );
+                if let Some(task) = self.tasks.get_mut(&key) {
+                    if gone {
+                        let serial = task.job;
+                        self.tasks.remove(&key);
+                        if let Some(job) = self.jobs.get_mut(&serial) {
+                            job.tasks.remove(&key);
+                        }
+                    } else {
+                        task.remove_sent = false;
+                        self.removals.insert(key);
+                    }
+                }
+            }
+            Op::DropLedger(serial, number) => {
+                if let Some(job) = self.jobs.get_mut(&serial) {
+                    job.releasing = false;
+                    if matches!(
+                        answer,
+                        Answer::Done(_) | Answer::Failed(Failure::NotFound(_))
+                    ) {
+                        job.book.chunk_gone(number);
+                    }
+                }
+            }
+            Op::Release(serial) => {
+                if let Some(job) = self.jobs.get_mut(&serial) {
+                    job.releasing = false;
+                    match answer {
+                        // Nothing more is ours; the watch tells when the object goes.
+                        Answer::Done(_) | Answer::Failed(Failure::NotFound(_)) => {
+                            self.forget(serial);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Op::JobStatus(serial) => self.job_status_answered(serial, answer, now),
+            Op::QueueStatus(name) => self.queue_status_answered(&name, &answer),
+        }
+    }
+
+    fn created(&mut self, key: Key, write: Write, answer: Answer, now: Timestamp) {
+        match answer {
+            Answer::Done(object) => {
+                self.creating = self.creating.saturating_sub(1);
+                let Some(task) = self.tasks.get_mut(&key) else {
+                    return;
+                };
+                if task.stand == Stand::Creating {
+                    task.stand = Stand::Live;
+                }
+                if task.uid.is_none() {
+                    let uid = object["metadata"]["uid"].as_str();
+                    let uid = uid.or(object["details"]["uid"].as_str());
+                    task.uid = uid.map(String::from);
+                }
+                let job = self.jobs.get(&task.job);
+                if job.is_some_and(|j| !j.wanted.runnable()) {
+                    self.dirty.insert(task.job);
+                }
+            }
+            Answer::Failed(Failure::Transient { .. } | Failure::LeaseLost(_)) => {
+                self.resend.push(write);
+            }
+            Answer::Failed(failure) => {
+                tracing::warn!(task = %key, %failure, "a Task was refused");
+                self.refused(&key, now);
+            }
+            Answer::Seen(_) => {
+                tracing::warn!(task = %key, "the name of a Task is taken by another Job's");
+                self.refused(&key, now);
+            }
+        }
+    }
+
+    fn refused(&mut self, key: &Key, now: Timestamp) {
+        self.creating = self.creating.saturating_sub(1);
+        if let Some(task) = self.tasks.get(key)
+            && task.stand == Stand::Creating
+        {
+            if let Some(job) = self.jobs.get_mut(&task.job) {
+                let until = now.saturating_add(REFUSED_PAUSE).unwrap_or(now);
+                job.paused_until = Some(until);
+            }
+            self.uncreate(key);
+        }
+    }
+
+    fn folded_answer(&mut self, serial: u64, number: u32, answer: Answer, now: Timestamp) {
+        let Some(job) = self.jobs.get_mut(&serial) else {
+            return;
+        };
+        match answer {
+            Answer::Done(object) => {
+                let version = object["metadata"]["resourceVersion"].as_str().unwrap_or("");
+                let indexes = job.book.written(number, version.to_owned());
+                let keys: Vec<Key> = indexes
+                    .iter()
+                    .filter_map(|index| job.folding.remove(index))
+                    .collect();
+                // More may have been folded meanwhile.
+                self.chunks.insert((serial, number));
+                self.dirty.insert(serial);
+                for key in keys {
+                    self.folded(&key, now);
+                }
+            }
+            Answer::Seen(object) => {
+                let version = object.map(|o| {
+                    let version = o["metadata"]["resourceVersion"].as_str();
+                    version.unwrap_or("").to_owned()
+                });
+                job.book.unwritten(number, Some(version));
+                self.chunks.insert((serial, number));
+            }
+            Answer::Failed(failure) => {
+                if !failure.is_transient() {
+                    tracing::error!(job = %job.owner.name, %failure, "the ledger cannot be written");
+                }
+                job.book.unwritten(number, None);
+                self.chunks.insert((serial, number));
+            }
+        }
+    }
+}
+
+/// How many more Tasks the Job may have now.
+pub(super) fn room(job: &JobMem) -> u32 {
+    let free = u64::from(job.wanted.parallelism).saturating_sub(job.book.live());
+    u32::try_from(free.min(job.book.ready())).unwrap_or(u32::MAX)
+}
+
+fn task_path(key: &Key) -> String {
+    let (namespace, name) = (key.namespace(), key.name());
+    format!("/apis/rota.dev/v1/namespaces/{namespace}/tasks/{name}")
+}
+
+fn uid(task: &TaskMem) -> Value {
+    match &task.uid {
+        Some(uid) => json!({ "uid": uid }),
+        None => json!({}),
+    }
+}
+
+/// The bulk item that takes our finalizer off; None when it is not there.
+fn release(object: &Job, job: &JobMem) -> Option<Value> {
+    let finalizers = object.metadata.finalizers.as_ref()?;
+    if !finalizers.iter().any(|f| f == FINALIZER_LEDGER) {
+        return None;
+    }
+    let rest: Vec<&String> = finalizers.iter().filter(|f| *f != FINALIZER_LEDGER).collect();
+    Some(json!({
+        "verb": "patch",
+        "path": format!("{}/{}", job.owner.collection("jobs"), job.owner.name),
+        "preconditions": {"uid": job.owner.uid, "resourceVersion": object.metadata.resource_version},
+        "body": {"metadata": {"finalizers": rest}},
+    }))
+}

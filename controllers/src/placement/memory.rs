@@ -1,0 +1,543 @@
+//! Memory: everything that placement knows, advanced by watched changes and by the answers to its
+//! own writes. No I/O and no clock here, so that a simulation can drive it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Node;
+use rota_api::names::{ANNOTATION_EPOCH, LABEL_AGENT};
+use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Task};
+use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Taint, TaskId};
+
+use super::body::{Mould, Owner};
+use super::book::{Book, Found};
+use super::fold::{End, Rules, end_of};
+use super::need;
+use crate::lifecycle::{self, Hold, Wanted};
+use crate::runtime::{Change, Key};
+
+/// How long the Task of a succeeded index is kept, and how many per Job.
+const KEEP_SUCCEEDED: (SignedDuration, usize) = (SignedDuration::from_secs(60), 1000);
+/// The same for failed and lost ones.
+const KEEP_FAILED: (SignedDuration, usize) = (SignedDuration::from_secs(3600), 100);
+
+/// Where a Task stands between its creation and its removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// Its create is on its way, or nobody knows.
+    Creating,
+    /// It occupies its index.
+    Live,
+    /// It ended; the ledger does not show it yet.
+    Folding,
+    /// It may be removed as far as the ledger goes.
+    Folded,
+    /// Another attempt has taken its place, or its Job is gone, and it still runs.
+    Superseded,
+}
+
+#[derive(Debug)]
+pub(super) struct TaskMem {
+    pub job: u64,
+    pub uid: Option<String>,
+    pub index: u32,
+    pub attempt: u32,
+    pub node: String,
+    /// What it holds in the cluster; none once it ended.
+    pub held: Option<TaskId>,
+    pub stand: Stand,
+    pub end: Option<End>,
+    pub deleting: bool,
+    pub stop_sent: bool,
+    pub remove_sent: bool,
+}
+
+/// What is needed to make Tasks of a Job now.
+pub(super) struct Make {
+    pub mould: Mould,
+    pub class: Class,
+    pub queue: QueueId,
+}
+
+pub(super) struct JobMem {
+    pub owner: Owner,
+    /// None when the Job's object is gone and only remains are left to clear.
+    pub job: Option<Arc<Job>>,
+    pub rules: Rules,
+    pub book: Book,
+    pub wanted: Wanted,
+    pub n: u32,
+    pub make: Option<Make>,
+    /// All its Tasks that exist or may exist.
+    pub tasks: BTreeSet<Key>,
+    /// Tasks whose fold is not acknowledged, by index.
+    pub folding: BTreeMap<u32, Key>,
+    /// Finished Tasks that are kept, oldest first.
+    pub kept: [BTreeSet<(Timestamp, Key)>; 2],
+    /// Nothing of it fitted at the last look.
+    pub starved: bool,
+    /// Creates were refused: nothing is tried before.
+    pub paused_until: Option<Timestamp>,
+    /// A write that ends the Job's deletion is on its way.
+    pub releasing: bool,
+    pub told: super::status::Told,
+}
+
+#[derive(Default)]
+pub(super) struct QueueMem {
+    pub queue: Option<Arc<Queue>>,
+    pub told: Option<(serde_json::Value, i64)>,
+    pub in_flight: bool,
+}
+
+/// See the module docs.
+pub struct Memory {
+    pub(super) cluster: Cluster,
+    pub(super) jobs: BTreeMap<u64, JobMem>,
+    by_uid: HashMap<String, u64>,
+    by_key: HashMap<Key, u64>,
+    serial: u64,
+    pub(super) tasks: HashMap<Key, TaskMem>,
+    pub(super) revisions: HashMap<Key, Arc<JobRevision>>,
+    pub(super) queues: BTreeMap<String, QueueMem>,
+    pub(super) epochs: HashMap<String, i64>,
+    /// Ledgers found at the start, until their Job is seen.
+    ledgers: HashMap<String, Vec<Arc<JobLedger>>>,
+    /// Jobs to decide about again.
+    pub(super) dirty: BTreeSet<u64>,
+    /// Jobs with ready indexes and room.
+    pub(super) hungry: BTreeSet<u64>,
+    /// Capacity or limits changed since the last look at the hungry.
+    pub(super) freed: bool,
+    /// Ledger chunks to write.
+    pub(super) chunks: BTreeSet<(u64, u32)>,
+    pub(super) stops: BTreeSet<Key>,
+    pub(super) removals: BTreeSet<Key>,
+    /// Creates whose outcome is unknown, to be sent again.
+    pub(super) resend: Vec<super::decide::Write>,
+    /// Retention: when to remove what.
+    pub(super) expiry: BTreeSet<(Timestamp, Key)>,
+    /// Back-offs: when to look at which Job.
+    pub(super) wakes: BTreeSet<(Timestamp, u64)>,
+    /// Jobs whose status may need a word.
+    pub(super) status: BTreeSet<u64>,
+    pub(super) creating: usize,
+}
+
+impl Memory {
+    /// With the ledgers of a consistent view; everything else is told by changes: Queues, Nodes,
+    /// JobRevisions, Jobs, then Tasks.
+    pub fn new(ledgers: Vec<Arc<JobLedger>>) -> Self {
+        let mut by_job: HashMap<String, Vec<Arc<JobLedger>>> = HashMap::new();
+        for ledger in ledgers {
+            by_job.entry(ledger.spec.job_uid.clone()).or_default().push(ledger);
+        }
+        Memory {
+            cluster: Cluster::new(),
+            jobs: BTreeMap::new(),
+            by_uid: HashMap::new(),
+            by_key: HashMap::new(),
+            serial: 0,
+            tasks: HashMap::new(),
+            revisions: HashMap::new(),
+            queues: BTreeMap::new(),
+            epochs: HashMap::new(),
+            ledgers: by_job,
+            dirty: BTreeSet::new(),
+            hungry: BTreeSet::new(),
+            freed: true,
+            chunks: BTreeSet::new(),
+            stops: BTreeSet::new(),
+            removals: BTreeSet::new(),
+            resend: Vec::new(),
+            expiry: BTreeSet::new(),
+            wakes: BTreeSet::new(),
+            status: BTreeSet::new(),
+            creating: 0,
+        }
+    }
+
+    /// After everything of the consistent view was told: what is left of Jobs that are gone is cleared.
+    pub fn complete(&mut self) {
+        let uids: Vec<String> = self.ledgers.keys().cloned().collect();
+        for uid in uids {
+            if let Some(ledger) = self.ledgers.get(&uid).and_then(|l| l.first()).cloned() {
+                let namespace = ledger.metadata.namespace.clone().unwrap_or_default();
+                self.remains(&namespace, &ledger.spec.job_name, &uid);
+            }
+        }
+    }
+
+    /// A Node came, changed or went. Only nodes that our agents registered count.
+    pub fn apply_node(&mut self, change: &Change<Node>) {
+        let name = change.key.name();
+        let ours = change.new.as_ref().filter(|node| {
+            let labels = node.metadata.labels.as_ref();
+            labels.and_then(|l| l.get(LABEL_AGENT)).is_some_and(|v| v == "true")
+        });
+        self.freed = true;
+        let Some(node) = ours else {
+            self.cluster.remove_node(name);
+            self.epochs.remove(name);
+            return;
+        };
+        let epoch = node.metadata.annotations.as_ref();
+        let epoch = epoch.and_then(|a| a.get(ANNOTATION_EPOCH)?.parse().ok());
+        self.epochs.insert(name.to_owned(), epoch.unwrap_or(0));
+        self.cluster.upsert_node(name, node_spec(node));
+    }
+
+    /// A Queue came, changed or went.
+    pub fn apply_queue(&mut self, change: &Change<Queue>) {
+        let name = change.key.name().to_owned();
+        let rules = |q: &Option<Arc<Queue>>| q.as_ref().map(|q| q.spec.clone());
+        let memory = self.queues.entry(name.clone()).or_default();
+        let changed = rules(&memory.queue) != rules(&change.new);
+        memory.queue = change.new.clone();
+        if changed || change.new.is_none() {
+            let spec = change.new.as_ref().map(|q| need::queue(&q.spec));
+            self.cluster.set_queue(&name, spec);
+            self.freed = true;
+            // Defaults of the Queue are part of what its Jobs' tasks ask for.
+            for (serial, job) in &self.jobs {
+                if job.job.as_ref().is_some_and(|j| j.spec.queue == name) {
+                    self.dirty.insert(*serial);
+                }
+            }
+        }
+    }
+
+    /// A JobRevision came or went.
+    pub fn apply_revision(&mut self, change: &Change<JobRevision>) {
+        match &change.new {
+            Some(revision) => {
+                self.revisions.insert(change.key.clone(), revision.clone());
+                if let Some(serial) = self.by_uid.get(&revision.spec.job_uid) {
+                    self.dirty.insert(*serial);
+                }
+            }
+            None => {
+                self.revisions.remove(&change.key);
+            }
+        }
+    }
+
+    /// A Job came, changed or went.
+    pub fn apply_job(&mut self, change: &Change<Job>) {
+        let uid = |job: &Arc<Job>| job.metadata.uid.clone().unwrap_or_default();
+        let new = change.new.as_ref().map(uid);
+        if let Some(old) = self.by_key.get(&change.key).copied()
+            && let Some(job) = self.jobs.get_mut(&old)
+            && Some(&job.owner.uid) != new.as_ref()
+        {
+            job.job = None;
+            self.by_key.remove(&change.key);
+            self.dirty.insert(old);
+        }
+        let (Some(job), Some(uid)) = (&change.new, new) else {
+            return;
+        };
+        let serial = match self.by_uid.get(&uid) {
+            Some(serial) => *serial,
+            None => self.admit(change.key.namespace(), change.key.name(), &uid),
+        };
+        self.by_key.insert(change.key.clone(), serial);
+        if let Some(memory) = self.jobs.get_mut(&serial) {
+            memory.rules = Rules::of(job);
+            memory.job = Some(job.clone());
+        }
+        self.dirty.insert(serial);
+        self.status.insert(serial);
+    }
+
+    /// The Job of this name as last seen.
+    pub(super) fn job_named(&self, namespace: &str, name: &str) -> Option<Arc<Job>> {
+        let serial = self.by_key.get(&Key::new(namespace, name))?;
+        self.jobs.get(serial)?.job.clone()
+    }
+
+    fn admit(&mut self, namespace: &str, name: &str, uid: &str) -> u64 {
+        self.serial += 1;
+        let found = self.ledgers.remove(uid).unwrap_or_default();
+        let book = Book::restore(found.iter().map(|ledger| {
+            let version = ledger.metadata.resource_version.clone();
+            (version.unwrap_or_default(), &ledger.spec)
+        }));
+        if book.unreadable {
+            tracing::error!(namespace, name, "the Job's ledger cannot be read; nothing is started");
+        }
+        let memory = JobMem {
+            owner: Owner {
+                namespace: namespace.into(),
+                name: name.into(),
+                uid: uid.into(),
+            },
+            job: None,
+            rules: Rules {
+                type_: JobType::Batch,
+                backoff_limit: 0,
+                policy: Vec::new(),
+            },
+            book,
+            wanted: Wanted {
+                hold: Hold::NotStarted,
+                indexes: Default::default(),
+                parallelism: 0,
+                revision: String::new(),
+            },
+            n: 0,
+            make: None,
+            tasks: BTreeSet::new(),
+            folding: BTreeMap::new(),
+            kept: [BTreeSet::new(), BTreeSet::new()],
+            starved: false,
+            paused_until: None,
+            releasing: false,
+            told: Default::default(),
+        };
+        self.jobs.insert(self.serial, memory);
+        self.by_uid.insert(uid.into(), self.serial);
+        self.serial
+    }
+
+    /// A Job that is gone and has left something.
+    fn remains(&mut self, namespace: &str, name: &str, uid: &str) -> u64 {
+        let serial = match self.by_uid.get(uid) {
+            Some(serial) => *serial,
+            None => self.admit(namespace, name, uid),
+        };
+        self.dirty.insert(serial);
+        serial
+    }
+
+    /// Everything of a Job is gone.
+    pub(super) fn forget(&mut self, serial: u64) {
+        if let Some(job) = self.jobs.remove(&serial) {
+            self.by_uid.remove(&job.owner.uid);
+        }
+        self.hungry.remove(&serial);
+        self.status.remove(&serial);
+    }
+
+    /// A Task came, changed or went.
+    pub fn apply_task(&mut self, change: &Change<Task>, now: Timestamp) {
+        let key = &change.key;
+        let Some(task) = &change.new else {
+            self.task_gone(key, now);
+            return;
+        };
+        if !self.tasks.contains_key(key) {
+            self.adopt(key, task);
+        }
+        let Some(memory) = self.tasks.get_mut(key) else {
+            return;
+        };
+        let serial = memory.job;
+        memory.uid = task.metadata.uid.clone();
+        let deleting = task.metadata.deletion_timestamp.is_some();
+        let news = deleting != memory.deleting;
+        memory.deleting = deleting;
+        if memory.stand == Stand::Creating {
+            memory.stand = Stand::Live;
+        }
+        let Some(job) = self.jobs.get(&serial) else {
+            return;
+        };
+        if news || job.rules.type_ == JobType::Service || !job.wanted.runnable() {
+            self.dirty.insert(serial);
+        }
+        if let Some(end) = end_of(task)
+            && memory.end.is_none()
+        {
+            memory.end = Some(end);
+            let restarts = task.status.as_ref().map_or(0, |s| s.restarts.max(0) as u32);
+            self.ended(key, end, restarts, now);
+        }
+    }
+
+    /// A Task that was not created in this term.
+    fn adopt(&mut self, key: &Key, task: &Arc<Task>) {
+        let spec = &task.spec;
+        let serial = match self.by_uid.get(&spec.job_uid) {
+            Some(serial) => *serial,
+            None => self.remains(key.namespace(), &spec.job_name, &spec.job_uid),
+        };
+        let Some(job) = self.jobs.get_mut(&serial) else {
+            return;
+        };
+        let (index, attempt) = (spec.index.max(0) as u32, spec.attempt.max(0) as u32);
+        let found = job.book.found(index, attempt);
+        job.tasks.insert(key.clone());
+        let ports = spec.ports.iter().flatten().map(|p| p.port);
+        let held = lifecycle::is_live(task).then(|| {
+            let queue = self.cluster.queue(&spec.queue);
+            let class = need::holding(&spec.requests, ports);
+            self.cluster.bind(&spec.node_name, queue, &class)
+        });
+        let memory = TaskMem {
+            job: serial,
+            uid: task.metadata.uid.clone(),
+            index,
+            attempt,
+            node: spec.node_name.clone(),
+            held,
+            stand: match found {
+                Found::Occupies => Stand::Live,
+                Found::Superseded => Stand::Superseded,
+            },
+            end: None,
+            deleting: task.metadata.deletion_timestamp.is_some(),
+            stop_sent: false,
+            remove_sent: false,
+        };
+        self.tasks.insert(key.clone(), memory);
+        if found == Found::Superseded && lifecycle::is_live(task) {
+            self.stops.insert(key.clone());
+        }
+        self.dirty.insert(serial);
+    }
+
+    /// A Task's attempt ended, for the first time that we hear of it.
+    fn ended(&mut self, key: &Key, end: End, restarts: u32, now: Timestamp) {
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
+        if let Some(held) = task.held.take() {
+            self.cluster.release(held);
+            self.freed = true;
+        }
+        let Some(job) = self.jobs.get_mut(&task.job) else {
+            return;
+        };
+        let folded = match task.stand {
+            Stand::Live | Stand::Creating => job.book.end(
+                &job.rules,
+                task.index,
+                task.attempt,
+                end,
+                restarts,
+                &task.node,
+                now,
+            ),
+            _ => None,
+        };
+        match folded {
+            Some(chunk) if job.wanted.hold != Hold::Deleted => {
+                task.stand = Stand::Folding;
+                job.folding.insert(task.index, key.clone());
+                self.chunks.insert((task.job, chunk));
+            }
+            // Of a Job that goes, nothing needs to be remembered.
+            _ => self.folded(key, now),
+        }
+    }
+
+    /// The ledger shows a Task's end: it is kept a while, or removed.
+    pub(super) fn folded(&mut self, key: &Key, now: Timestamp) {
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
+        task.stand = Stand::Folded;
+        let Some(job) = self.jobs.get_mut(&task.job) else {
+            return;
+        };
+        let (shelf, (time, count)) = match task.end {
+            Some(End::Succeeded) => (0, KEEP_SUCCEEDED),
+            Some(End::Taken { .. }) | None if task.deleting => (0, (SignedDuration::ZERO, 0)),
+            _ => (1, KEEP_FAILED),
+        };
+        if count == 0 || task.deleting || job.wanted.hold == Hold::Deleted {
+            self.removals.insert(key.clone());
+            return;
+        }
+        let until = now.saturating_add(time).unwrap_or(now);
+        job.kept[shelf].insert((until, key.clone()));
+        self.expiry.insert((until, key.clone()));
+        while job.kept[shelf].len() > count {
+            if let Some((until, oldest)) = job.kept[shelf].pop_first() {
+                self.expiry.remove(&(until, oldest.clone()));
+                self.removals.insert(oldest);
+            }
+        }
+    }
+
+    /// A Task's object is gone.
+    fn task_gone(&mut self, key: &Key, now: Timestamp) {
+        let Some(task) = self.tasks.get(key) else {
+            return;
+        };
+        let serial = task.job;
+        if task.end.is_none() {
+            // Somebody took the finalizer off: whatever ran there is not ours to know any more.
+            self.ended(key, End::Taken { at_once: true }, 0, now);
+        }
+        self.tasks.remove(key);
+        self.removals.remove(key);
+        self.stops.remove(key);
+        if let Some(job) = self.jobs.get_mut(&serial) {
+            job.tasks.remove(key);
+            for shelf in &mut job.kept {
+                shelf.retain(|(_, k)| k != key);
+            }
+            if job.wanted.hold == Hold::Deleted || job.job.is_none() {
+                self.dirty.insert(serial);
+            }
+        }
+    }
+
+    /// Takes what a Task holds back, when its create was refused.
+    pub(super) fn uncreate(&mut self, key: &Key) {
+        let Some(task) = self.tasks.remove(key) else {
+            return;
+        };
+        if let Some(held) = task.held {
+            self.cluster.release(held);
+            self.freed = true;
+        }
+        if let Some(job) = self.jobs.get_mut(&task.job) {
+            job.tasks.remove(key);
+            job.book.give_back(task.index);
+            self.dirty.insert(task.job);
+        }
+    }
+}
+
+/// A Node as the scheduler takes it.
+fn node_spec(node: &Node) -> NodeSpec {
+    let spec = node.spec.as_ref();
+    let status = node.status.as_ref();
+    let ready = status
+        .and_then(|s| s.conditions.as_ref())
+        .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+    let taints = spec.and_then(|s| s.taints.as_ref()).into_iter().flatten();
+    let allocatable = status.and_then(|s| s.allocatable.as_ref());
+    NodeSpec {
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        taints: taints
+            .filter_map(|t| {
+                Some(Taint {
+                    key: t.key.clone(),
+                    value: t.value.clone().unwrap_or_default(),
+                    effect: match t.effect.as_str() {
+                        "NoSchedule" => rota_scheduler::Effect::NoSchedule,
+                        "PreferNoSchedule" => rota_scheduler::Effect::PreferNoSchedule,
+                        "NoExecute" => rota_scheduler::Effect::NoExecute,
+                        _ => return None,
+                    },
+                })
+            })
+            .collect(),
+        allocatable: allocatable
+            .into_iter()
+            .flatten()
+            .filter_map(|(name, quantity)| {
+                let quantity: rota_api::Quantity = quantity.0.parse().ok()?;
+                Some((name.clone(), quantity.base_floor(name)))
+            })
+            .collect(),
+        unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or(false),
+        // Being deleted takes nothing new either.
+        ready: ready && node.metadata.deletion_timestamp.is_none(),
+    }
+}
