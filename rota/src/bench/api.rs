@@ -1,0 +1,659 @@
+//! `rota bench api`: one kind of request at a fixed concurrency, against the limit for that kind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::ValueEnum;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::Where;
+use super::client::{Conn, Target, count, digits_after};
+use super::cluster::Cluster;
+use super::limits::{Etcd, ReadyBytes};
+use super::report::{Latencies, Report, limit_json, median, ratio, round};
+
+/// Objects that `get` chooses among: enough that no single one is hot.
+const GET_OBJECTS: usize = 1000;
+/// Bytes of the list that `list` reads, unless --objects says otherwise.
+const LIST_BYTES: usize = 10_000_000;
+/// Objects that `page` walks over, unless --objects says otherwise.
+const PAGE_OBJECTS: usize = 100_000;
+/// Objects per page, as kubectl asks.
+const PAGE: usize = 500;
+/// Pages of the limit that are measured in each slice.
+const LIMIT_PAGES: usize = 40;
+/// Items per request when objects are made before the measurement.
+const SEED_BATCH: usize = 500;
+/// etcd's best bulk rate is reached at this concurrency, whatever ours is.
+const TXN_CLIENTS: usize = 16;
+
+/// Arguments of `rota bench api`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to ask for.
+    #[arg(long)]
+    op: Op,
+    /// Connections, each with one request at a time.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    concurrency: u32,
+    /// Seconds of measurement in all; the limit takes as long again.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+    /// Size of each object's JSON.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(512..=1_000_000))]
+    object_bytes: u32,
+    /// get, list, page: objects to make first.
+    #[arg(long)]
+    objects: Option<usize>,
+    /// bulk: items per request.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    batch: u32,
+    /// Slices of limit and measurement that take turns.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Do not measure the limit.
+    #[arg(long)]
+    no_limit: bool,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// A kind of request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Op {
+    /// Create one object per request.
+    Create,
+    /// Create many Tasks per request.
+    Bulk,
+    /// Read one object per request.
+    Get,
+    /// Read all objects in one answer.
+    List,
+    /// Read all objects in pages of 500; operations are objects.
+    Page,
+}
+
+impl Op {
+    fn name(self) -> &'static str {
+        match self {
+            Op::Create => "create",
+            Op::Bulk => "bulk",
+            Op::Get => "get",
+            Op::List => "list",
+            Op::Page => "page",
+        }
+    }
+
+    fn writes(self) -> bool {
+        matches!(self, Op::Create | Op::Bulk)
+    }
+}
+
+/// What the workers share.
+struct Load {
+    op: Op,
+    namespace: String,
+    collection: String,
+    object_bytes: usize,
+    batch: usize,
+    objects: usize,
+    stop: AtomicBool,
+    serial: AtomicU64,
+    first_version: AtomicU64,
+    last_version: AtomicU64,
+}
+
+/// What one slice brought.
+#[derive(Default)]
+struct Slice {
+    ops: u64,
+    errors: u64,
+    error: Option<String>,
+    seconds: f64,
+    latencies: Latencies,
+}
+
+/// Runs the benchmark.
+pub(crate) async fn run(args: Args) -> Result<Report> {
+    let etcd_limit = !args.no_limit && matches!(args.op, Op::Create | Op::Bulk | Op::Page);
+    let cluster = Cluster::start(&args.at, 0, etcd_limit).await?;
+    let report = measure(&args, &cluster).await;
+    let kept = cluster.stop().await;
+    let mut report = report?;
+    report.json["kept"] = json!(kept);
+    Ok(report)
+}
+
+async fn measure(args: &Args, cluster: &Cluster) -> Result<Report> {
+    let object_bytes = args.object_bytes as usize;
+    let objects = match (args.op, args.objects) {
+        (Op::Create | Op::Bulk, _) => 0,
+        (_, Some(n)) => n.max(1),
+        (Op::Get, None) => GET_OBJECTS,
+        (Op::List, None) => LIST_BYTES / object_bytes,
+        (Op::Page, None) => PAGE_OBJECTS,
+    };
+    let mut admin = cluster.target.connect().await?;
+    let namespace = format!("bench-{:x}", std::process::id());
+    admin
+        .json(
+            Method::POST,
+            "/api/v1/namespaces",
+            Some(
+                &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            ),
+        )
+        .await?;
+    let resource = if args.op == Op::Bulk {
+        "tasks"
+    } else {
+        "configmaps"
+    };
+    let collection = match args.op {
+        Op::Bulk => format!("/apis/rota.dev/v1/namespaces/{namespace}/tasks"),
+        _ => format!("/api/v1/namespaces/{namespace}/configmaps"),
+    };
+    let load = Arc::new(Load {
+        op: args.op,
+        namespace: namespace.clone(),
+        collection: collection.clone(),
+        object_bytes,
+        batch: args.batch as usize,
+        objects,
+        stop: AtomicBool::new(false),
+        serial: AtomicU64::new(0),
+        first_version: AtomicU64::new(u64::MAX),
+        last_version: AtomicU64::new(0),
+    });
+    if objects > 0 {
+        seed(&mut admin, &load).await?;
+    }
+
+    let limit = Limit::prepare(args, cluster, &mut admin, &load).await;
+    let slice_time = Duration::from_secs_f64(f64::from(args.seconds) / f64::from(args.rounds));
+    let (mut limits, mut rates, mut samples) = (Vec::new(), Vec::new(), Vec::new());
+    let mut total = Slice::default();
+    let mut cpu_total = None;
+    for n in 0..args.rounds {
+        let limit_rate = limit.slice(args, objects, slice_time).await?;
+        let cpu_before = cluster.server_cpu_seconds();
+        let mut slice = drive(&cluster.target, &load, args.concurrency, slice_time).await?;
+        let cpu = cpu_before
+            .zip(cluster.server_cpu_seconds())
+            .map(|(before, after)| after - before);
+        let per_second = slice.ops as f64 / slice.seconds;
+        let per_cpu = cpu.filter(|c| *c > 0.0).map(|c| slice.ops as f64 / c);
+        limits.extend(limit_rate);
+        rates.extend(if limit.per_cpu_second() {
+            per_cpu
+        } else {
+            Some(per_second)
+        });
+        samples.push(json!({
+            "round": n,
+            "ops": slice.ops,
+            "seconds": round(slice.seconds),
+            "ops_per_s": round(per_second),
+            "ops_per_server_cpu_s": per_cpu.map(round),
+            "server_cpu_seconds": cpu.map(round),
+            "p50_ms": slice.latencies.quantile_ms(0.5),
+            "p99_ms": slice.latencies.quantile_ms(0.99),
+            "errors": slice.errors,
+            "limit": limit_rate.map(round),
+        }));
+        cpu_total = cpu.map(|c| c + cpu_total.unwrap_or(0.0));
+        total.ops += slice.ops;
+        total.errors += slice.errors;
+        total.seconds += slice.seconds;
+        total.error = total.error.or(slice.error);
+        total.latencies.merge(slice.latencies);
+    }
+
+    // The recount does not go through anything that the measurement used.
+    let created = if args.op.writes() {
+        total.ops
+    } else {
+        objects as u64
+    };
+    let listed = recount(&mut admin, &collection).await?;
+    if let Some(error) = &total.error {
+        eprintln!("first error: {error}");
+    }
+    if !cluster.keep() {
+        delete_namespace(&mut admin, &namespace).await;
+    }
+    let per_s: Vec<f64> = samples
+        .iter()
+        .filter_map(|s| s["ops_per_s"].as_f64())
+        .collect();
+    let json = json!({
+        "bench": "api",
+        "op": args.op.name(),
+        "backend": cluster.backend,
+        "durability": cluster.durability,
+        "concurrency": args.concurrency,
+        "object_bytes": object_bytes,
+        "ops": total.ops,
+        "seconds": round(total.seconds),
+        "ops_per_s": median(&per_s).map(round),
+        "p50_ms": total.latencies.quantile_ms(0.5),
+        "p99_ms": total.latencies.quantile_ms(0.99),
+        "errors": total.errors,
+        "server_cpu_seconds": cpu_total.map(round),
+        "server_rss_bytes": cluster.server_rss_bytes(),
+        "samples": samples,
+        "limit": limit_json(limit.what(), limit.unit(), &limits),
+        "ratio": ratio(&rates, &limits),
+        "objects": {
+            "namespace": namespace,
+            "resource": resource,
+            "created": created,
+            "listed": listed,
+            "first_resource_version": Some(load.first_version.load(Ordering::Relaxed)).filter(|v| *v != u64::MAX),
+            "last_resource_version": Some(load.last_version.load(Ordering::Relaxed)).filter(|v| *v != 0),
+        },
+    });
+    // A create that timed out may still have happened, so more than acknowledged is possible then.
+    let counted = listed == created || (total.errors > 0 && listed > created);
+    Ok(Report {
+        sound: total.errors == 0 && counted && total.ops > 0,
+        json,
+    })
+}
+
+async fn drive(target: &Target, load: &Arc<Load>, workers: u32, time: Duration) -> Result<Slice> {
+    let mut connections = Vec::new();
+    for _ in 0..workers {
+        connections.push(target.connect().await?);
+    }
+    load.stop.store(false, Ordering::Relaxed);
+    let begun = Instant::now();
+    let mut running = tokio::task::JoinSet::new();
+    for conn in connections {
+        running.spawn(worker(conn, load.clone()));
+    }
+    tokio::time::sleep(time).await;
+    load.stop.store(true, Ordering::Relaxed);
+    let mut all = Slice::default();
+    while let Some(slice) = running.join_next().await {
+        let slice = slice?;
+        all.ops += slice.ops;
+        all.errors += slice.errors;
+        all.error = all.error.or(slice.error);
+        all.latencies.merge(slice.latencies);
+    }
+    all.seconds = begun.elapsed().as_secs_f64();
+    Ok(all)
+}
+
+async fn worker(mut conn: Conn, load: Arc<Load>) -> Slice {
+    let mut slice = Slice::default();
+    let mut next_page: Option<String> = None;
+    while !load.stop.load(Ordering::Relaxed) {
+        let serial = load.serial.fetch_add(1, Ordering::Relaxed);
+        let (method, path, body) = load.request(serial, next_page.as_deref());
+        let begun = Instant::now();
+        let answer = conn.send(method, &path, body).await;
+        slice
+            .latencies
+            .0
+            .push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
+        match answer {
+            Ok((status, body)) if status.is_success() => {
+                let (ok, failed) = load.outcome(&body);
+                slice.ops += ok;
+                slice.errors += failed;
+                if failed > 0 && slice.error.is_none() {
+                    slice.error = Some(first_failure(&body));
+                }
+                next_page = (load.op == Op::Page)
+                    .then(|| continue_token(&body))
+                    .flatten();
+            }
+            Ok((status, body)) => {
+                slice.errors += 1;
+                next_page = None;
+                slice
+                    .error
+                    .get_or_insert_with(|| format!("{status}: {}", String::from_utf8_lossy(&body)));
+            }
+            Err(error) => {
+                slice.errors += 1;
+                next_page = None;
+                slice.error.get_or_insert_with(|| format!("{error:#}"));
+            }
+        }
+    }
+    slice
+}
+
+impl Load {
+    fn request(&self, serial: u64, next_page: Option<&str>) -> (Method, String, Bytes) {
+        match self.op {
+            Op::Create => {
+                let name = format!("o-{serial:012}");
+                let body = configmap(&name, self.object_bytes);
+                (Method::POST, self.collection.clone(), body.into())
+            }
+            Op::Bulk => {
+                let items = (0..self.batch as u64)
+                    .map(|i| {
+                        let name = format!("t-{:012}", serial * self.batch as u64 + i);
+                        task(&self.namespace, &name, self.object_bytes)
+                    })
+                    .collect::<Vec<_>>();
+                let body = bulk(&self.collection, &items);
+                (Method::POST, "/apis/rota.dev/v1/bulk".into(), body.into())
+            }
+            Op::Get => {
+                // A fixed odd multiplier walks over the objects without order or repetition.
+                let n = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.objects as u64;
+                (
+                    Method::GET,
+                    format!("{}/o-{n:012}", self.collection),
+                    Bytes::new(),
+                )
+            }
+            Op::List => (Method::GET, self.collection.clone(), Bytes::new()),
+            Op::Page => {
+                let path = match next_page {
+                    Some(token) => format!("{}?limit={PAGE}&continue={token}", self.collection),
+                    None => format!("{}?limit={PAGE}", self.collection),
+                };
+                (Method::GET, path, Bytes::new())
+            }
+        }
+    }
+
+    /// Operations that an answer acknowledges, and those that failed inside it.
+    fn outcome(&self, body: &[u8]) -> (u64, u64) {
+        match self.op {
+            Op::Create => {
+                if let Some(version) = digits_after(body, b"\"resourceVersion\"") {
+                    self.saw(version);
+                }
+                (1, 0)
+            }
+            Op::Bulk => {
+                let failed = count(body, b"\"Failure\"") as u64;
+                if let Some(version) = digits_after(body, b"\"resourceVersion\"") {
+                    self.saw(version);
+                }
+                (self.batch as u64 - failed, failed)
+            }
+            Op::Get | Op::List => (1, 0),
+            Op::Page => (count(body, b"\"uid\"") as u64, 0),
+        }
+    }
+
+    fn saw(&self, version: u64) {
+        self.first_version.fetch_min(version, Ordering::Relaxed);
+        self.last_version.fetch_max(version, Ordering::Relaxed);
+    }
+}
+
+fn first_failure(body: &[u8]) -> String {
+    let answer: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    answer["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|i| i["status"] == "Failure")
+        .map_or_else(|| "an item failed".into(), |i| i["message"].to_string())
+}
+
+/// The continue token, percent-encoded for a query. It comes early in a list, so this is cheap.
+fn continue_token(body: &[u8]) -> Option<String> {
+    let key = b"\"continue\":\"";
+    let at = super::client::find(body, key)? + key.len();
+    let len = body[at..].iter().position(|b| *b == b'"')?;
+    let token = std::str::from_utf8(&body[at..at + len]).ok()?;
+    (!token.is_empty()).then(|| {
+        token
+            .replace('%', "%25")
+            .replace('+', "%2B")
+            .replace('/', "%2F")
+            .replace('=', "%3D")
+    })
+}
+
+fn configmap(name: &str, bytes: usize) -> String {
+    let head = format!(
+        r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"fill":""#
+    );
+    fill(head, "\"}}", bytes)
+}
+
+fn task(namespace: &str, name: &str, bytes: usize) -> String {
+    let head = format!(
+        concat!(
+            r#"{{"apiVersion":"rota.dev/v1","kind":"Task","metadata":{{"name":"{name}","namespace":"{namespace}","#,
+            r#""labels":{{"rota.dev/job":"bench","rota.dev/job-uid":"00000000-0000-0000-0000-000000000000"}},"#,
+            r#""annotations":{{"fill":""#
+        ),
+        name = name,
+        namespace = namespace
+    );
+    let tail = concat!(
+        r#""}},"spec":{"jobName":"bench","jobUid":"00000000-0000-0000-0000-000000000000","index":0,"attempt":0,"#,
+        r#""epoch":0,"nodeName":"bench-none","queue":"default","priority":0,"#,
+        r#""requests":{"cpu":"100m","memory":"64Mi"},"revision":"bench"}}"#
+    );
+    fill(head, tail, bytes)
+}
+
+fn fill(mut head: String, tail: &str, bytes: usize) -> String {
+    let room = bytes.saturating_sub(head.len() + tail.len());
+    head.extend(std::iter::repeat_n('x', room));
+    head.push_str(tail);
+    head
+}
+
+fn bulk(collection: &str, items: &[String]) -> String {
+    let mut body = String::from(r#"{"atomic":false,"answer":"Version","items":["#);
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 {
+            body.push(',');
+        }
+        body.push_str(&format!(
+            r#"{{"verb":"create","path":"{collection}","body":{item}}}"#
+        ));
+    }
+    body.push_str("]}");
+    body
+}
+
+async fn seed(admin: &mut Conn, load: &Load) -> Result<()> {
+    for from in (0..load.objects).step_by(SEED_BATCH) {
+        let items: Vec<String> = (from..load.objects.min(from + SEED_BATCH))
+            .map(|n| configmap(&format!("o-{n:012}"), load.object_bytes))
+            .collect();
+        let body = bulk(&load.collection, &items);
+        let (status, answer) = admin
+            .send(Method::POST, "/apis/rota.dev/v1/bulk", body.into())
+            .await
+            .context("making objects")?;
+        if status != StatusCode::OK || count(&answer, b"\"Failure\"") > 0 {
+            bail!("making objects: {status}: {}", first_failure(&answer));
+        }
+    }
+    Ok(())
+}
+
+/// Counts objects by pages of metadata only, which shares nothing with what was measured but the store.
+async fn recount(admin: &mut Conn, collection: &str) -> Result<u64> {
+    let mut n = 0;
+    let mut token = String::new();
+    loop {
+        let path = format!("{collection}?limit=5000&continue={token}");
+        let (status, body) = admin.send(Method::GET, &path, Bytes::new()).await?;
+        if status != StatusCode::OK {
+            bail!(
+                "counting objects: {status}: {}",
+                String::from_utf8_lossy(&body)
+            );
+        }
+        let page: Value = serde_json::from_slice(&body)?;
+        n += page["items"].as_array().map_or(0, Vec::len) as u64;
+        match continue_token(&body) {
+            Some(next) => token = next,
+            None => return Ok(n),
+        }
+    }
+}
+
+/// What is left is the namespace controller's work; an own cluster is removed anyway.
+async fn delete_namespace(admin: &mut Conn, namespace: &str) {
+    let path = format!("/api/v1/namespaces/{namespace}");
+    if let Err(error) = admin.json(Method::DELETE, &path, None).await {
+        eprintln!("the namespace {namespace} is left behind: {error:#}");
+    }
+}
+
+/// The limit for an operation.
+enum Limit {
+    Puts(Etcd),
+    Txns(Etcd),
+    Pages(Etcd),
+    Ready(Box<ReadyBytes>),
+    None,
+}
+
+impl Limit {
+    async fn prepare(args: &Args, cluster: &Cluster, admin: &mut Conn, load: &Load) -> Limit {
+        match Self::try_prepare(args, cluster, admin, load).await {
+            Ok(limit) => limit,
+            Err(error) => {
+                eprintln!("no limit to compare with: {error:#}");
+                Limit::None
+            }
+        }
+    }
+
+    async fn try_prepare(
+        args: &Args,
+        cluster: &Cluster,
+        admin: &mut Conn,
+        load: &Load,
+    ) -> Result<Limit> {
+        if args.no_limit {
+            return Ok(Limit::None);
+        }
+        Ok(match args.op {
+            Op::Create | Op::Bulk | Op::Page => {
+                let endpoints = cluster.etcd.as_deref().context("there is no etcd")?;
+                let etcd = Etcd::connect(endpoints).await?;
+                match args.op {
+                    Op::Create => Limit::Puts(etcd),
+                    Op::Bulk => Limit::Txns(etcd),
+                    _ => {
+                        etcd.seed(load.objects, load.object_bytes).await?;
+                        Limit::Pages(etcd)
+                    }
+                }
+            }
+            Op::Get | Op::List => {
+                let data_dir = cluster
+                    .data_dir
+                    .as_deref()
+                    .context("only an own cluster has its server certificate at hand")?;
+                let (_, path, _) = load.request(0, None);
+                let (_, body) = admin.send(Method::GET, &path, Bytes::new()).await?;
+                Limit::Ready(Box::new(
+                    ReadyBytes::start(&cluster.target, data_dir, body.len()).await?,
+                ))
+            }
+        })
+    }
+
+    fn what(&self) -> &'static str {
+        match self {
+            Limit::Puts(_) => "raw etcd put of as many bytes at the same concurrency",
+            Limit::Txns(_) => "raw etcd transactions of 100 guarded puts at concurrency 16",
+            Limit::Pages(_) => {
+                "raw etcd range of 500 keys a page, pages evenly spaced over the range"
+            }
+            Limit::Ready(_) => "axum serving as many ready bytes over TLS at the same concurrency",
+            Limit::None => "none",
+        }
+    }
+
+    fn unit(&self) -> &'static str {
+        match self {
+            Limit::Puts(_) | Limit::Txns(_) => "objects per second",
+            Limit::Pages(_) => "keys per second",
+            Limit::Ready(_) => "requests per server CPU second",
+            Limit::None => "",
+        }
+    }
+
+    fn per_cpu_second(&self) -> bool {
+        matches!(self, Limit::Ready(_))
+    }
+
+    async fn slice(&self, args: &Args, objects: usize, time: Duration) -> Result<Option<f64>> {
+        let (clients, bytes) = (args.concurrency as usize, args.object_bytes as usize);
+        Ok(match self {
+            Limit::Puts(etcd) => Some(etcd.puts(clients, bytes, time).await?),
+            Limit::Txns(etcd) => Some(etcd.txns(TXN_CLIENTS, bytes, time).await?),
+            Limit::Pages(etcd) => Some(etcd.pages(objects, PAGE as i64, LIMIT_PAGES).await?),
+            Limit::Ready(server) => {
+                let load = Arc::new(Load {
+                    op: Op::List,
+                    namespace: String::new(),
+                    collection: "/".into(),
+                    object_bytes: 0,
+                    batch: 0,
+                    objects: 0,
+                    stop: AtomicBool::new(false),
+                    serial: AtomicU64::new(0),
+                    first_version: AtomicU64::new(0),
+                    last_version: AtomicU64::new(0),
+                });
+                let before = server.cpu_seconds();
+                let slice = drive(&server.target, &load, args.concurrency, time).await?;
+                before
+                    .zip(server.cpu_seconds())
+                    .map(|(b, a)| a - b)
+                    .filter(|cpu| *cpu > 0.0)
+                    .map(|cpu| slice.ops as f64 / cpu)
+            }
+            Limit::None => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_json_of_the_size_asked_for() {
+        let map = configmap("o-1", 1024);
+        assert_eq!(map.len(), 1024);
+        let map: Value = serde_json::from_str(&map).unwrap();
+        assert_eq!(map["metadata"]["name"], "o-1");
+
+        let one = task("ns", "t-1", 1024);
+        assert_eq!(one.len(), 1024);
+        let value: Value = serde_json::from_str(&one).unwrap();
+        assert_eq!(value["spec"]["nodeName"], "bench-none");
+        assert!(value["metadata"]["annotations"]["fill"].is_string());
+
+        let all: Value = serde_json::from_str(&bulk("/c", &[one.clone(), one])).unwrap();
+        assert_eq!(all["items"].as_array().map(Vec::len), Some(2));
+        assert_eq!(all["items"][1]["path"], "/c");
+    }
+
+    #[test]
+    fn continue_tokens_survive_a_query() {
+        let body = br#"{"metadata":{"continue":"a+b/c=","resourceVersion":"1"}}"#;
+        assert_eq!(continue_token(body).as_deref(), Some("a%2Bb%2Fc%3D"));
+        assert_eq!(continue_token(br#"{"metadata":{"continue":""}}"#), None);
+        assert_eq!(continue_token(b"{}"), None);
+    }
+}
