@@ -62,7 +62,7 @@ impl Goal {
                 // The value follows the closing brace; filters inside may hold = as well.
                 let rest = rest.trim_matches('\'');
                 let (path, value) = match rest.rfind('}') {
-                    Some(i) => (&rest[..=i], rest[i + 1..].strip_prefix('=')),
+                    Some(i) => (&rest[..=i], rest[i + 1..].trim_start_matches('\'').strip_prefix('=')),
                     None => rest.split_once('=').map_or((rest, None), |(p, v)| (p, Some(v))),
                 };
                 Ok(Goal::JsonPath(Path::parse(path)?, value.map(String::from)))
