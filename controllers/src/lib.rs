@@ -2,7 +2,14 @@
 //!
 //! A controller is one file and one line in [`registry`]; what they stand on is in [`runtime`].
 
+pub mod conditions;
+pub mod discovery;
+pub mod gc;
+pub mod job;
 pub mod lifecycle;
+pub mod namespace;
+pub mod node;
+pub mod placement;
 pub mod registry;
 mod run;
 pub mod runtime;

@@ -3,6 +3,10 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use crate::gc::Collector;
+use crate::job::JobController;
+use crate::namespace::NamespaceController;
+use crate::node::NodeController;
 use crate::runtime::{Context, Controller, Failure, Informers, controller};
 
 type Run = fn(Context) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
@@ -29,5 +33,15 @@ pub fn keyed<C: Controller>() -> Entry {
 
 /// All controllers.
 pub fn all() -> Vec<Entry> {
-    vec![]
+    vec![
+        keyed::<JobController>(),
+        keyed::<NodeController>(),
+        keyed::<NamespaceController>(),
+        keyed::<Collector>(),
+        Entry {
+            name: "placement",
+            warm: crate::placement::warm,
+            run: |ctx| Box::pin(crate::placement::run(ctx)),
+        },
+    ]
 }

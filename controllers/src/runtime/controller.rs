@@ -141,7 +141,7 @@ async fn work<C: Controller>(controller: Arc<C>, queue: Arc<Queue>, ctx: Context
 /// What came of one look.
 enum Looked {
     Gone,
-    Done(Next),
+    Done(Next, Duration),
 }
 
 async fn look<C: Controller>(
@@ -179,7 +179,7 @@ async fn look<C: Controller>(
         ctx.stop.run_until_cancelled(seen).await;
     }
     result?;
-    Ok(Looked::Done(plan.next))
+    Ok(Looked::Done(plan.next, plan.calm))
 }
 
 fn settle<C: Controller>(
@@ -195,14 +195,14 @@ fn settle<C: Controller>(
         conflicts.lock().remove(&key);
     }
     match outcome {
-        Ok(Ok(Looked::Gone)) => queue.done(taken, None),
-        Ok(Ok(Looked::Done(next))) => {
+        Ok(Ok(Looked::Gone)) => queue.done(taken, None, Duration::ZERO),
+        Ok(Ok(Looked::Done(next, calm))) => {
             let resync = backoff::jitter(ctx.seed, &key.to_string(), 0, C::RESYNC);
             let after = match next {
                 Next::OnChange => resync,
                 Next::After(after) => after.min(resync),
             };
-            queue.done(taken, Some(after));
+            queue.done(taken, Some(after), calm);
         }
         Ok(Err(Failure::Conflict(message))) => {
             ctx.metrics.conflicts.get_or_create(of).inc();
@@ -218,12 +218,12 @@ fn settle<C: Controller>(
         Ok(Err(Failure::LeaseLost(message))) => {
             tracing::warn!(controller = C::NAME, message, "another leader writes");
             ctx.stop.cancel();
-            queue.done(taken, None);
+            queue.done(taken, None, Duration::ZERO);
         }
         Ok(Err(Failure::Terminal(message))) => {
             ctx.metrics.errors.get_or_create(of).inc();
             tracing::warn!(controller = C::NAME, %key, message, "refused; waiting for a change");
-            queue.done(taken, Some(C::RESYNC));
+            queue.done(taken, Some(C::RESYNC), Duration::ZERO);
         }
         Ok(Err(failure)) => {
             ctx.metrics.errors.get_or_create(of).inc();

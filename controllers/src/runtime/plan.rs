@@ -240,6 +240,8 @@ pub struct Plan {
     pub events: Vec<Note>,
     /// When to look again.
     pub next: Next,
+    /// Not again before this: for keys whose look is dear and whose changes are many.
+    pub calm: Duration,
 }
 
 impl Plan {

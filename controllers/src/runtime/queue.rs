@@ -81,7 +81,11 @@ impl Queue {
         if let Some(not_before) = entry.not_before
             && not_before > now
         {
-            // It comes at `due` anyway, which a failure has set to no later than this.
+            if entry.due.is_none_or(|due| due > not_before) {
+                state.schedule(key, not_before);
+                drop(state);
+                self.wake.notify_one();
+            }
             return;
         }
         state.make_ready(key, now);
@@ -123,15 +127,16 @@ impl Queue {
         }
     }
 
-    /// Done; forget failures. Comes again after `after` if given, else only when added.
-    pub fn done(&self, taken: Taken, after: Option<Duration>) {
-        self.finish(taken.key, after, false);
+    /// Done; forget failures. Comes again after `after` if given, else only when added, and in no
+    /// case before `calm` has passed.
+    pub fn done(&self, taken: Taken, after: Option<Duration>, calm: Duration) {
+        self.finish(taken.key, after, calm);
     }
 
     /// Look again at once: a precondition did not hold. Repeated ones back off like failures.
     pub fn conflict(&self, taken: Taken, conflicts: u32) {
         if conflicts <= 3 {
-            self.finish(taken.key, Some(Duration::ZERO), false);
+            self.finish(taken.key, Some(Duration::ZERO), Duration::ZERO);
         } else {
             self.failed(taken, None);
         }
@@ -156,26 +161,28 @@ impl Queue {
         failures
     }
 
-    fn finish(&self, key: Key, after: Option<Duration>, keep_failures: bool) {
+    fn finish(&self, key: Key, after: Option<Duration>, calm: Duration) {
         let now = Instant::now();
         let mut state = self.state.lock();
         let entry = state.entries.entry(key.clone()).or_default();
         entry.running = false;
-        if !keep_failures {
-            entry.failures = 0;
-            entry.not_before = None;
-        }
-        if std::mem::take(&mut entry.again) || after == Some(Duration::ZERO) {
+        entry.failures = 0;
+        entry.not_before = (!calm.is_zero()).then_some(now + calm);
+        let again = std::mem::take(&mut entry.again) || after == Some(Duration::ZERO);
+        if again && calm.is_zero() {
             state.make_ready(&key, now);
-            drop(state);
-            self.wake.notify_one();
+        } else if again {
+            state.schedule(&key, now + calm);
         } else if let Some(after) = after {
-            state.schedule(&key, now + after);
-            drop(state);
-            self.wake.notify_one();
-        } else if entry.due.is_none() {
-            state.entries.remove(&key);
+            state.schedule(&key, now + after.max(calm));
+        } else if calm.is_zero() {
+            state.forget(&key);
+        } else {
+            // Kept for the calm's sake until the next look.
+            state.schedule(&key, now + calm);
         }
+        drop(state);
+        self.wake.notify_one();
     }
 
     /// Keys that wait now.
@@ -202,6 +209,12 @@ impl State {
             self.later.remove(&(due, key.clone()));
         }
         self.later.insert((at, key.clone()), ());
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some(Some(due)) = self.entries.remove(key).map(|e| e.due) {
+            self.later.remove(&(due, key.clone()));
+        }
     }
 
     /// Moves what is due to `ready`.
@@ -248,7 +261,7 @@ mod tests {
         );
         let waiting = tokio::time::timeout(Duration::from_secs(1), queue.take()).await;
         assert!(waiting.is_err(), "a must not run twice at a time");
-        queue.done(a, None);
+        queue.done(a, None, Duration::ZERO);
         assert_eq!(queue.take().await.key, key("a"), "wanted while it ran");
     }
 
@@ -266,9 +279,23 @@ mod tests {
         let good = queue.take().await;
         assert_eq!(good.key, key("good"));
         assert_eq!(before.elapsed(), Duration::ZERO);
-        queue.done(good, None);
+        queue.done(good, None, Duration::ZERO);
         assert_eq!(queue.take().await.key, key("bad"));
         assert!(before.elapsed() > Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_calmed_key_is_looked_at_once_per_calm() {
+        let queue = Queue::new(1);
+        queue.add(&key("a"));
+        let start = Instant::now();
+        for _ in 0..10 {
+            let taken = queue.take().await;
+            queue.add(&key("a"));
+            queue.done(taken, None, Duration::from_millis(50));
+            queue.add(&key("a"));
+        }
+        assert_eq!(start.elapsed(), Duration::from_millis(450));
     }
 
     #[tokio::test(start_paused = true)]
@@ -277,14 +304,14 @@ mod tests {
         queue.add(&key("a"));
         let taken = queue.take().await;
         let start = Instant::now();
-        queue.done(taken, Some(Duration::from_secs(60)));
+        queue.done(taken, Some(Duration::from_secs(60)), Duration::ZERO);
         let taken = queue.take().await;
         assert_eq!(start.elapsed(), Duration::from_secs(60));
-        queue.done(taken, Some(Duration::from_secs(60)));
+        queue.done(taken, Some(Duration::from_secs(60)), Duration::ZERO);
         queue.add(&key("a"));
         let taken = queue.take().await;
         assert_eq!(start.elapsed(), Duration::from_secs(60));
-        queue.done(taken, None);
+        queue.done(taken, None, Duration::ZERO);
         assert!(
             tokio::time::timeout(Duration::from_secs(600), queue.take())
                 .await
