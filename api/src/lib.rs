@@ -3,6 +3,8 @@
 //! A kind is one file in [`kinds`] and one line in [`registry`]. Everything else (schema, CRD YAML,
 //! columns, validation) is derived from those.
 
+pub mod core_kinds;
+pub mod crd;
 pub mod index_set;
 pub mod kinds;
 pub mod labels;
@@ -10,6 +12,7 @@ pub mod names;
 pub mod quantity;
 pub mod registry;
 pub mod selector;
+pub mod structural;
 pub mod yaml;
 
 pub use kinds::*;

@@ -186,7 +186,7 @@ pub fn of_crd<K: CustomResourceExt>(name_rule: NameRule) -> Kind {
         short_names: strings(&names["shortNames"]),
         categories: strings(&names["categories"]),
         namespaced: crd["spec"]["scope"] == json!("Namespaced"),
-        schema: version["schema"]["openAPIV3Schema"].clone(),
+        schema: crate::structural::of_crd(version["schema"]["openAPIV3Schema"].clone()),
         columns,
         status: version["subresources"]
             .get("status")
@@ -215,13 +215,21 @@ pub fn of_crd<K: CustomResourceExt>(name_rule: NameRule) -> Kind {
 /// All kinds, in discovery order: rota.dev first, so that `kubectl get jobs` means ours.
 pub fn all() -> Vec<Kind> {
     use crate::kinds::*;
-    vec![
-        of_crd::<Job>(NameRule::Subdomain(crate::names::JOB_NAME_MAX)),
-        of_crd::<Task>(NameRule::Subdomain(253)),
-        of_crd::<Queue>(NameRule::Subdomain(253)),
-        of_crd::<JobRevision>(NameRule::Subdomain(253)),
-        of_crd::<JobLedger>(NameRule::Subdomain(253)),
-    ]
+    let with = |mut kind: Kind, rules: Rules| {
+        kind.rules = rules;
+        kind
+    };
+    let subdomain = NameRule::Subdomain(253);
+    let job = NameRule::Subdomain(crate::names::JOB_NAME_MAX);
+    let mut kinds = vec![
+        with(of_crd::<Job>(job), rules::job),
+        with(of_crd::<Task>(subdomain), rules::task),
+        with(of_crd::<Queue>(subdomain), rules::queue),
+        with(of_crd::<JobRevision>(subdomain), rules::job_revision),
+        of_crd::<JobLedger>(subdomain),
+    ];
+    kinds.extend(crate::core_kinds::all());
+    kinds
 }
 
 /// Kinds by `(group, plural)`.

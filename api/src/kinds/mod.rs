@@ -5,6 +5,7 @@ mod job;
 mod job_ledger;
 mod job_revision;
 mod queue;
+pub mod rules;
 mod task;
 mod task_spec;
 
