@@ -12,6 +12,8 @@
 mod check;
 mod counters;
 mod embedded;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod expiry;
 mod history;
 mod memory;
@@ -20,6 +22,8 @@ mod types;
 
 pub use check::{KEY_BYTES_MAX, TXN_GUARDS_MAX};
 pub use embedded::{EmbeddedOptions, EmbeddedStore};
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdOptions, EtcdStore};
 pub use memory::{MEMORY_HISTORY_EVENTS, MemoryStore};
 pub use open::{StoreConfig, open};
 pub use types::*;

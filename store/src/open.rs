@@ -18,6 +18,9 @@ pub enum StoreConfig {
         /// How it keeps its data.
         options: EmbeddedOptions,
     },
+    /// In an etcd cluster.
+    #[cfg(feature = "etcd")]
+    Etcd(crate::EtcdOptions),
 }
 
 /// Opens the store that the configuration names.
@@ -29,5 +32,7 @@ pub async fn open(config: StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
             let opened = opened.await;
             Ok(opened.map_err(|error| StoreError::Unavailable(error.to_string()))??)
         }
+        #[cfg(feature = "etcd")]
+        StoreConfig::Etcd(options) => Ok(crate::EtcdStore::connect(options).await?),
     }
 }

@@ -30,7 +30,7 @@ macro_rules! on_every_backend {
                 super::$case(store).await;
             })*
         }
-        #[cfg(any())]
+        #[cfg(feature = "etcd")]
         mod etcd {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
@@ -419,6 +419,9 @@ async fn a_live_watch_sees_concurrent_writers_in_order(store: Shared) {
 }
 
 async fn compaction_edges(store: Shared) {
+    let long_ago = store.current().await.unwrap();
+    // A backend may keep one transaction more than it was asked to.
+    create(&store, "/h/first", "x").await;
     let start = store.current().await.unwrap();
     let versions = tangled_history(&store).await;
     let last = *versions.last().unwrap();
@@ -430,7 +433,7 @@ async fn compaction_edges(store: Shared) {
         store.compact(at).await.unwrap();
         store.compact(at).await.unwrap();
         // Never backwards, and no error either.
-        store.compact(start).await.unwrap();
+        store.compact(long_ago).await.unwrap();
         if at < last {
             let rest = collect(&store, at, last).await;
             let expected: Vec<Event> = history
@@ -440,22 +443,22 @@ async fn compaction_edges(store: Shared) {
                 .collect();
             assert_eq!(rest, expected, "resume exactly at the compacted version");
         }
-        let below = store.watch(start).await;
+        let below = store.watch(long_ago).await;
         let error = match below {
             Ok(mut watch) => watch.next().await.unwrap().unwrap_err(),
             Err(error) => error,
         };
         match error {
             StoreError::Compacted { wanted, oldest } => {
-                assert_eq!(wanted, start);
-                assert!(oldest > start, "{oldest} {start}");
+                assert_eq!(wanted, long_ago);
+                assert!(oldest > long_ago, "{oldest} {long_ago}");
             }
             other => panic!("{other:?}"),
         }
         let list = store
             .list(ListRequest {
                 prefix: "/h/".into(),
-                at: Some(start),
+                at: Some(long_ago),
                 ..ListRequest::default()
             })
             .await;

@@ -125,3 +125,103 @@ pub fn status(field: &str) -> u64 {
     let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
     number.unwrap_or(0)
 }
+
+/// An etcd of our own, on free ports, with its data in memory. A shell between us and it holds our
+/// pipe and kills it when the pipe closes, however this process ends.
+#[cfg(feature = "etcd")]
+pub struct Etcd {
+    pub url: String,
+    /// Dropping it ends etcd.
+    pub leash: std::process::Child,
+}
+
+#[cfg(feature = "etcd")]
+impl Etcd {
+    /// `None`, with the reason printed, if etcd is not installed.
+    pub fn start() -> Option<Self> {
+        use std::process::{Command, Stdio};
+        let found = Command::new("etcd").arg("--version").output();
+        if !found.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: etcd is not installed");
+            return None;
+        }
+        let free = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let base = std::path::Path::new("/dev/shm");
+        let base = if base.is_dir() {
+            base.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
+        let dir = tempfile::Builder::new()
+            .prefix("rota-store-etcd-")
+            .tempdir_in(base)
+            .unwrap()
+            .keep();
+        let (client, peer) = (free(), free());
+        let script = format!(
+            "etcd --name t --data-dir {dir} --listen-client-urls http://127.0.0.1:{client} \
+             --advertise-client-urls http://127.0.0.1:{client} \
+             --listen-peer-urls http://127.0.0.1:{peer} \
+             --initial-advertise-peer-urls http://127.0.0.1:{peer} \
+             --initial-cluster t=http://127.0.0.1:{peer} >/dev/null 2>&1 & P=$!; \
+             while read line; do kill -$line $P; done; kill -CONT $P; kill -9 $P; wait $P; rm -rf {dir}",
+            dir = dir.display()
+        );
+        let leash = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", client)).is_err() {
+            assert!(std::time::Instant::now() < deadline, "etcd does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(Self {
+            url: format!("http://127.0.0.1:{client}"),
+            leash,
+        })
+    }
+
+    /// Sends a signal, `STOP` or `CONT`.
+    pub fn signal(&mut self, name: &str) {
+        use std::io::Write as _;
+        let pipe = self.leash.stdin.as_mut().unwrap();
+        writeln!(pipe, "{name}").unwrap();
+    }
+
+    pub async fn connect(&self, prefix: &str) -> Arc<rota_store::EtcdStore> {
+        let options = rota_store::EtcdOptions {
+            endpoints: vec![self.url.clone()],
+            prefix: format!("/{prefix}"),
+            history_time: Duration::ZERO,
+            ..rota_store::EtcdOptions::default()
+        };
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            match rota_store::EtcdStore::connect(options.clone()).await {
+                Ok(store) => return store,
+                Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+            }
+        }
+    }
+}
+
+/// A prefix of the shared etcd; cases that compact (which concerns the whole cluster) get their own.
+#[cfg(feature = "etcd")]
+pub async fn etcd(case: &str) -> Option<Arc<dyn Store>> {
+    static SHARED: std::sync::OnceLock<Option<Etcd>> = std::sync::OnceLock::new();
+    const COMPACTING: [&str; 2] = ["compaction_edges", "a_slow_watch_is_cut_or_catches_up"];
+    if COMPACTING.contains(&case) {
+        // Ends with the process: the case holds the store, not the server.
+        let own = Box::leak(Box::new(Etcd::start()?));
+        return Some(own.connect(case).await);
+    }
+    let shared = tokio::task::spawn_blocking(|| SHARED.get_or_init(Etcd::start));
+    let shared = shared.await.unwrap().as_ref()?;
+    Some(shared.connect(case).await)
+}
