@@ -194,7 +194,7 @@ impl Context {
 
     /// Tells of a failure: cause and remedy, a line each.
     pub fn report(&self, e: &CliError) {
-        if e.broken_pipe || e.cause.is_empty() {
+        if e.is_broken_pipe() || e.cause.is_empty() {
             return;
         }
         let color = self.wants_color(self.err_tty);

@@ -12,6 +12,20 @@ pub const EXIT_ERROR: u8 = 1;
 /// Exit code of work that was accepted but cannot be placed now.
 pub const EXIT_NOT_PLACED: u8 = 2;
 
+/// Sorts of failure that callers tell apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// None of the others.
+    #[default]
+    Other,
+    /// Nobody reads our output any more: end without a word.
+    BrokenPipe,
+    /// No server answers.
+    Unreachable,
+    /// The server answered with this HTTP code.
+    Status(u16),
+}
+
 /// A failure that ends a verb.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CliError {
@@ -21,8 +35,8 @@ pub struct CliError {
     pub remedy: String,
     /// Exit code.
     pub exit: u8,
-    /// Nobody reads our output any more: end without a word.
-    pub broken_pipe: bool,
+    /// What sort of failure it is, for callers that react to it.
+    pub kind: ErrorKind,
 }
 
 /// Result of most things here.
@@ -35,7 +49,7 @@ impl CliError {
             cause: one_line(&cause.into()),
             remedy: one_line(&remedy.into()),
             exit: EXIT_ERROR,
-            broken_pipe: false,
+            kind: ErrorKind::Other,
         }
     }
 
@@ -45,6 +59,16 @@ impl CliError {
             exit: code,
             ..CliError::new("", "")
         }
+    }
+
+    /// Whether nobody reads our output any more.
+    pub fn is_broken_pipe(&self) -> bool {
+        self.kind == ErrorKind::BrokenPipe
+    }
+
+    fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
+        self
     }
 
     /// The same with another exit code.
@@ -71,7 +95,9 @@ impl std::error::Error for CliError {}
 impl From<io::Error> for CliError {
     fn from(e: io::Error) -> Self {
         let mut err = CliError::new(format!("writing output: {e}"), "");
-        err.broken_pipe = e.kind() == io::ErrorKind::BrokenPipe;
+        if e.kind() == io::ErrorKind::BrokenPipe {
+            err.kind = ErrorKind::BrokenPipe;
+        }
         err
     }
 }
@@ -79,8 +105,12 @@ impl From<io::Error> for CliError {
 impl From<Failure> for CliError {
     fn from(f: Failure) -> Self {
         match f {
-            Failure::Status { code, body } => from_status(code, &body),
-            Failure::Transport { url, source } => from_transport(&url, &source),
+            Failure::Status { code, body } => {
+                from_status(code, &body).of_kind(ErrorKind::Status(code))
+            }
+            Failure::Transport { url, source } => {
+                from_transport(&url, &source).of_kind(ErrorKind::Unreachable)
+            }
             Failure::Timeout { url, seconds } => CliError::new(
                 format!("no answer from {url} within {seconds} s"),
                 "check that the server is well with `rota get --raw /readyz`, or raise --request-timeout",

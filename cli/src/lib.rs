@@ -19,7 +19,7 @@ mod watch;
 
 pub use client::{Api, Failure};
 pub use context::{Capture, Context};
-pub use error::CliError;
+pub use error::{CliError, ErrorKind};
 pub use globals::{ColorChoice, Globals};
 pub use output::Format;
 pub use verbs::apply::{ApplyOptions, ApplySummary, DryRun, apply_files};

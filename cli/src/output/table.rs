@@ -89,7 +89,7 @@ pub fn from_server(
         }
         for i in &shown {
             let is_name = definitions[*i]["format"] == "name" || definitions[*i]["name"] == "Name";
-            let shown = cell(&row["cells"][*i], &definitions[*i], now);
+            let shown = cell(&row["cells"][*i], definitions[*i], now);
             cells.push(if is_name && !view.prefix.is_empty() {
                 format!("{}/{shown}", view.prefix)
             } else {

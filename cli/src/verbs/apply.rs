@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::client::{Api, Failure, with_query};
 use crate::context::Context;
 use crate::discovery::Resource;
-use crate::error::{CliError, EXIT_ERROR, Result};
+use crate::error::{CliError, EXIT_ERROR, ErrorKind, Result};
 use crate::manifest::{self, Manifest};
 use crate::merge;
 use crate::output::{self, Format, named, time};
@@ -191,11 +191,11 @@ pub async fn apply_files(cx: &Context, paths: &[PathBuf], options: &ApplyOptions
                     cx.print(&format!("{} {word}{suffix}\n", named(&applied.resource, m.name())))?;
                 }
             }
-            Err(e) if e.broken_pipe => return Err(e),
+            Err(e) if e.is_broken_pipe() => return Err(e),
             Err(mut e) => {
                 e.cause = format!("{}: {}", m.source, e.cause);
                 // Without a server every further object would fail alike.
-                if matches!(cx.remote().await, Err(_)) || e.cause.contains("no API server at") {
+                if e.kind == ErrorKind::Unreachable || cx.remote().await.is_err() {
                     return Err(e);
                 }
                 cx.report(&e);

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::client::{Api, Failure, encode, with_query};
 use crate::context::Context;
 use crate::discovery::Resource;
-use crate::error::{CliError, EXIT_ERROR, Result};
+use crate::error::{CliError, EXIT_ERROR, ErrorKind, Result};
 use crate::output::{named, time};
 use crate::watch::{self, Lines, Selection};
 
@@ -203,8 +203,8 @@ impl Whole<'_> {
             let prefix = if with_prefix { prefix(self.cx, self.name, index) } else { String::new() };
             match copy(self.cx, self.api, &self.index_path(index), &prefix).await {
                 Ok(()) => {}
-                Err(e) if e.broken_pipe => return Err(e),
-                Err(e) if e.cause.contains("(NotFound)") && with_prefix => missing += 1,
+                Err(e) if e.is_broken_pipe() => return Err(e),
+                Err(e) if e.kind == ErrorKind::Status(404) && with_prefix => missing += 1,
                 Err(mut e) => {
                     e.cause = format!("index {index}: {}", e.cause);
                     self.cx.report(&e);

@@ -62,7 +62,7 @@ pub async fn run(cmd: Command, globals: Globals) -> ExitCode {
 pub async fn run_with(cmd: Command, cx: &Context) -> u8 {
     match dispatch(cmd, cx).await {
         Ok(()) => 0,
-        Err(e) if e.broken_pipe => 0,
+        Err(e) if e.is_broken_pipe() => 0,
         Err(e) => {
             cx.report(&e);
             e.exit

@@ -179,7 +179,7 @@ impl Fake {
                     merge(object, &patch);
                     object["metadata"]["resourceVersion"] = version.into();
                     let object = if accept.contains("as=Table") {
-                        table(&[object.clone()])
+                        table(std::slice::from_ref(object))
                     } else {
                         object.clone()
                     };
@@ -214,7 +214,9 @@ impl Fake {
                 )
             }
             Method::GET => match s.objects.get(&seen.path) {
-                Some(o) if accept.contains("as=Table") => reply(200, table(&[o.clone()])),
+                Some(o) if accept.contains("as=Table") => {
+                    reply(200, table(std::slice::from_ref(o)))
+                }
                 Some(o) => reply(200, o.clone()),
                 None => not_found(&seen.path),
             },
