@@ -12,11 +12,16 @@ pub struct Options {
     /// Work units: demands looked at, states scored, nodes taken. The caller maps time to units,
     /// so that a replay decides the same. The cycle ends soon after they are spent.
     pub budget: u64,
+    /// Most tasks placed, so that what follows from a cycle (writes) stays bounded too.
+    pub placements: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { budget: u64::MAX }
+        Options {
+            budget: u64::MAX,
+            placements: u32::MAX,
+        }
     }
 }
 
@@ -40,7 +45,7 @@ pub enum Cause {
     QueueLimit,
     /// No node takes one more.
     NoFit,
-    /// The budget ended before it was this demand's turn, or during it.
+    /// The budget, or the number of placements allowed, ended before it was this demand's turn, or during it.
     Budget,
 }
 
@@ -76,7 +81,10 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], options: Options) -> Out
     };
     for position in order::order(cluster, demands) {
         let demand = &demands[position as usize];
-        let (placed, cause) = decide(cluster, demand, &mut budget, |node, task| {
+        let room = options.placements.saturating_sub(
+            u32::try_from(outcome.placements.len()).unwrap_or(u32::MAX),
+        );
+        let (placed, cause) = decide(cluster, demand, room, &mut budget, |node, task| {
             outcome.placements.push(Placement {
                 demand: position,
                 node,
@@ -98,10 +106,11 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], options: Options) -> Out
 fn decide(
     cluster: &mut Cluster,
     demand: &Demand,
+    room: u32,
     budget: &mut Budget,
     placed: impl FnMut(NodeId, TaskId),
 ) -> (u32, Cause) {
-    if budget.left == 0 {
+    if budget.left == 0 || room == 0 {
         return (0, Cause::Budget);
     }
     budget.spend(1);
@@ -119,8 +128,11 @@ fn decide(
     if allowed == 0 {
         return (0, Cause::QueueLimit);
     }
-    let count = place(cluster, class, queue, policy, allowed, budget, placed);
-    let cause = if count == allowed {
+    let wanted = allowed.min(room);
+    let count = place(cluster, class, queue, policy, wanted, budget, placed);
+    let cause = if count == wanted && wanted < allowed {
+        Cause::Budget
+    } else if count == allowed {
         Cause::QueueLimit
     } else if budget.left == 0 {
         Cause::Budget

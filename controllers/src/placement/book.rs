@@ -119,7 +119,8 @@ impl Book {
         }
         if attempt > self.next(index) {
             // The ledger should know; whatever happened, numbers only go up.
-            self.attempts.entry(index).or_default().next = i32::try_from(attempt).unwrap_or(i32::MAX);
+            self.attempts.entry(index).or_default().next =
+                i32::try_from(attempt).unwrap_or(i32::MAX);
         }
         self.ready.remove(index);
         self.delayed.remove(&index);
@@ -154,7 +155,9 @@ impl Book {
 
     /// Number of the next attempt of an index.
     pub fn next(&self, index: u32) -> u32 {
-        self.attempts.get(&index).map_or(0, |a| a.next.max(0) as u32)
+        self.attempts
+            .get(&index)
+            .map_or(0, |a| a.next.max(0) as u32)
     }
 
     /// Indexes whose time has come become ready.
@@ -284,7 +287,11 @@ impl Book {
             if self.succeeded.contains(*index) || self.failed.contains(*index) || *index >= self.n {
                 continue;
             }
-            match self.attempts.get(index).and_then(|a| a.not_before_time.as_ref()) {
+            match self
+                .attempts
+                .get(index)
+                .and_then(|a| a.not_before_time.as_ref())
+            {
                 Some(time) => {
                     self.delayed.insert(*index, time.0);
                 }

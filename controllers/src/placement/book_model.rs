@@ -89,7 +89,10 @@ impl World {
                     return;
                 }
                 let before = self.highest.insert(index, attempt);
-                assert!(before.is_none_or(|b| attempt == b + 1), "attempts go up by one");
+                assert!(
+                    before.is_none_or(|b| attempt == b + 1),
+                    "attempts go up by one"
+                );
                 self.tasks.push(Attempt {
                     index,
                     attempt,
@@ -194,9 +197,9 @@ impl World {
         for (task, found) in self.tasks.iter().zip(found) {
             match (found, task.end) {
                 (Found::Occupies, Some(end)) => {
-                    let folded = self
-                        .book
-                        .end(&rules, task.index, task.attempt, end, 0, "node", now);
+                    let folded =
+                        self.book
+                            .end(&rules, task.index, task.attempt, end, 0, "node", now);
                     assert!(folded.is_some());
                 }
                 (Found::Superseded, None) => panic!("a live Task was superseded: {task:?}"),

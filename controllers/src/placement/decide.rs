@@ -141,6 +141,7 @@ impl Memory {
                 }
             }
             self.hungry.remove(&serial);
+            self.leaving.insert(serial);
             return;
         }
         let make = self.make(serial);
@@ -205,14 +206,16 @@ impl Memory {
         };
         for key in keys {
             let task = self.tasks.get(&key);
-            if task.is_some_and(|t| t.end.is_none() && t.uid.is_some() && !t.deleting && !t.stop_sent) {
+            if task
+                .is_some_and(|t| t.end.is_none() && t.uid.is_some() && !t.deleting && !t.stop_sent)
+            {
                 self.stops.insert(key);
             }
         }
     }
 
     /// Runs a scheduling cycle over what is hungry; answers the Tasks to create.
-    pub fn place(&mut self, now: Timestamp) -> Vec<Write> {
+    pub fn place(&mut self) -> Vec<Write> {
         let mut writes = std::mem::take(&mut self.resend);
         let room_left = CREATING_MAX.saturating_sub(self.creating);
         if room_left == 0 || self.hungry.is_empty() {
@@ -222,7 +225,10 @@ impl Memory {
         let mut serials = Vec::new();
         let mut demands = Vec::new();
         for serial in &self.hungry {
-            let Some((job, make)) = self.jobs.get(serial).and_then(|j| Some((j, j.make.as_ref()?)))
+            let Some((job, make)) = self
+                .jobs
+                .get(serial)
+                .and_then(|j| Some((j, j.make.as_ref()?)))
             else {
                 continue;
             };
@@ -304,7 +310,6 @@ impl Memory {
                 self.status.insert(serial);
             }
         }
-        let _ = now;
         writes
     }
 
@@ -317,7 +322,25 @@ impl Memory {
                 && (self.freed || self.hungry.iter().any(look)))
     }
 
-    /// Folds, stops, removals and farewells that are due, at most `max`.
+    /// Whether [`Memory::tidy`] or [`Memory::farewells`] may have something to do.
+    pub fn wants_to_tidy(&self) -> bool {
+        let ready = |serial: &u64| {
+            self.jobs
+                .get(serial)
+                .is_some_and(|j| j.tasks.is_empty() && !j.releasing)
+        };
+        !self.chunks.is_empty()
+            || !self.stops.is_empty()
+            || !self.removals.is_empty()
+            || self.leaving.iter().any(ready)
+    }
+
+    /// Whether [`Memory::job_statuses`] may have something to do.
+    pub fn wants_to_tell(&self) -> bool {
+        !self.status.is_empty()
+    }
+
+    /// Folds, stops and removals that are due, at most `max`.
     pub fn tidy(&mut self, max: usize) -> Vec<Write> {
         let mut writes = Vec::new();
         let due: Vec<(u64, u32)> = self.chunks.iter().take(max).copied().collect();
@@ -374,8 +397,11 @@ impl Memory {
     /// Jobs that are being deleted and have no Tasks left are let go.
     pub fn farewells(&mut self) -> Vec<Write> {
         let mut writes = Vec::new();
-        let mut forget = Vec::new();
-        for (serial, job) in &mut self.jobs {
+        let (mut forget, mut held) = (Vec::new(), Vec::new());
+        for serial in &self.leaving {
+            let Some(job) = self.jobs.get_mut(serial) else {
+                continue;
+            };
             if job.wanted.hold != Hold::Deleted || !job.tasks.is_empty() || job.releasing {
                 continue;
             }
@@ -396,13 +422,20 @@ impl Memory {
                 forget.push(*serial);
                 continue;
             };
-            if let Some(item) = release(object, job) {
-                job.releasing = true;
-                writes.push(Write {
-                    op: Op::Release(*serial),
-                    item,
-                });
+            match release(object, job) {
+                Some(item) => {
+                    job.releasing = true;
+                    writes.push(Write {
+                        op: Op::Release(*serial),
+                        item,
+                    });
+                }
+                // Others hold it; the watch tells when it goes.
+                None => held.push(*serial),
             }
+        }
+        for serial in held {
+            self.leaving.remove(&serial);
         }
         for serial in forget {
             self.forget(serial);
@@ -578,7 +611,10 @@ fn release(object: &Job, job: &JobMem) -> Option<Value> {
     if !finalizers.iter().any(|f| f == FINALIZER_LEDGER) {
         return None;
     }
-    let rest: Vec<&String> = finalizers.iter().filter(|f| *f != FINALIZER_LEDGER).collect();
+    let rest: Vec<&String> = finalizers
+        .iter()
+        .filter(|f| *f != FINALIZER_LEDGER)
+        .collect();
     Some(json!({
         "verb": "patch",
         "path": format!("{}/{}", job.owner.collection("jobs"), job.owner.name),

@@ -9,7 +9,13 @@ const BACKOFF_FIRST: SignedDuration = SignedDuration::from_secs(1);
 /// Longest wait between attempts of an index.
 const BACKOFF_MAX: SignedDuration = SignedDuration::from_secs(300);
 /// Failures of a Task that are not its own: reported by agents, and not charged.
-const NOT_ITS_FAULT: &[&str] = &["Evicted", "OutOfResource", "NodeLost", "Fenced", "StaleEpoch"];
+const NOT_ITS_FAULT: &[&str] = &[
+    "Evicted",
+    "OutOfResource",
+    "NodeLost",
+    "Fenced",
+    "StaleEpoch",
+];
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +45,11 @@ pub fn end_of(task: &Task) -> Option<End> {
         TaskPhase::Failed if NOT_ITS_FAULT.contains(&reason) => End::Taken {
             at_once: reason == "Evicted",
         },
-        TaskPhase::Failed => {
-            End::Failed(status.exit_code.or(status.signal.map(|signal| 128 + signal)))
-        }
+        TaskPhase::Failed => End::Failed(
+            status
+                .exit_code
+                .or(status.signal.map(|signal| 128 + signal)),
+        ),
     })
 }
 
@@ -128,9 +136,11 @@ pub fn fold(
         End::Failed(code) => {
             let restarted = failures_before.saturating_add(restarts);
             match rules.action(code) {
-                FailureAction::FailJob if batch => {
-                    Folded::Failed(entry(restarted.saturating_add(1), SignedDuration::ZERO, code))
-                }
+                FailureAction::FailJob if batch => Folded::Failed(entry(
+                    restarted.saturating_add(1),
+                    SignedDuration::ZERO,
+                    code,
+                )),
                 FailureAction::Ignore => {
                     let ignored = entry(failures_before, BACKOFF_FIRST, code);
                     Folded::Again(ignored)
@@ -191,7 +201,8 @@ mod tests {
             failures,
             ..LedgerAttempt::default()
         };
-        let (word, entry) = match fold(rules, Some(&known), 5, end, restarts, Timestamp::UNIX_EPOCH) {
+        let (word, entry) = match fold(rules, Some(&known), 5, end, restarts, Timestamp::UNIX_EPOCH)
+        {
             Folded::Succeeded(entry) => ("succeeded", entry.unwrap_or_default()),
             Folded::Failed(entry) => ("failed", entry),
             Folded::Again(entry) => ("again", entry),
@@ -219,8 +230,20 @@ mod tests {
 
     #[test]
     fn what_others_caused_is_not_charged() {
-        check(&rules(0), 0, End::Taken { at_once: true }, 0, ("again", 0, None));
-        check(&rules(0), 0, End::Taken { at_once: false }, 0, ("again", 0, Some(1)));
+        check(
+            &rules(0),
+            0,
+            End::Taken { at_once: true },
+            0,
+            ("again", 0, None),
+        );
+        check(
+            &rules(0),
+            0,
+            End::Taken { at_once: false },
+            0,
+            ("again", 0, Some(1)),
+        );
     }
 
     #[test]

@@ -123,6 +123,8 @@ pub struct Memory {
     /// Jobs whose status may need a word.
     pub(super) status: BTreeSet<u64>,
     pub(super) creating: usize,
+    /// Jobs that are being deleted or are gone, until nothing of them is left.
+    pub(super) leaving: BTreeSet<u64>,
 }
 
 impl Memory {
@@ -131,7 +133,10 @@ impl Memory {
     pub fn new(ledgers: Vec<Arc<JobLedger>>) -> Self {
         let mut by_job: HashMap<String, Vec<Arc<JobLedger>>> = HashMap::new();
         for ledger in ledgers {
-            by_job.entry(ledger.spec.job_uid.clone()).or_default().push(ledger);
+            by_job
+                .entry(ledger.spec.job_uid.clone())
+                .or_default()
+                .push(ledger);
         }
         Memory {
             cluster: Cluster::new(),
@@ -155,6 +160,7 @@ impl Memory {
             wakes: BTreeSet::new(),
             status: BTreeSet::new(),
             creating: 0,
+            leaving: BTreeSet::new(),
         }
     }
 
@@ -174,7 +180,9 @@ impl Memory {
         let name = change.key.name();
         let ours = change.new.as_ref().filter(|node| {
             let labels = node.metadata.labels.as_ref();
-            labels.and_then(|l| l.get(LABEL_AGENT)).is_some_and(|v| v == "true")
+            labels
+                .and_then(|l| l.get(LABEL_AGENT))
+                .is_some_and(|v| v == "true")
         });
         self.freed = true;
         let Some(node) = ours else {
@@ -265,7 +273,11 @@ impl Memory {
             (version.unwrap_or_default(), &ledger.spec)
         }));
         if book.unreadable {
-            tracing::error!(namespace, name, "the Job's ledger cannot be read; nothing is started");
+            tracing::error!(
+                namespace,
+                name,
+                "the Job's ledger cannot be read; nothing is started"
+            );
         }
         let memory = JobMem {
             owner: Owner {
@@ -315,7 +327,12 @@ impl Memory {
     pub(super) fn forget(&mut self, serial: u64) {
         if let Some(job) = self.jobs.remove(&serial) {
             self.by_uid.remove(&job.owner.uid);
+            let key = Key::new(&job.owner.namespace, &job.owner.name);
+            if self.by_key.get(&key) == Some(&serial) {
+                self.by_key.remove(&key);
+            }
         }
+        self.leaving.remove(&serial);
         self.hungry.remove(&serial);
         self.status.remove(&serial);
     }

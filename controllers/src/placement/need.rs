@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use rota_api::names::RESOURCE_PORTS;
-use rota_api::{Placement, Quantity, QueueOrder, Resources, TaintEffect, TaskSpec, TolerationOperator};
+use rota_api::{
+    Placement, Quantity, QueueOrder, Resources, TaintEffect, TaskSpec, TolerationOperator,
+};
 use rota_scheduler::{Class, ClassSpec, Effect, Order, Policy, QueueSpec, Toleration};
 
 /// Requests where neither the template nor the Queue says anything.
@@ -14,18 +16,27 @@ const MEMORY_DEFAULT_BYTES: i64 = 64 << 20;
 /// and one `rota.dev/ports` for each dynamic port.
 pub fn requests(spec: &TaskSpec, queue_defaults: Option<&Resources>) -> Resources {
     let resources = spec.resources.as_ref();
-    let mut out = resources.and_then(|r| r.requests.clone()).unwrap_or_default();
+    let mut out = resources
+        .and_then(|r| r.requests.clone())
+        .unwrap_or_default();
     let mut default = |name: &String, amount: &Quantity| {
         out.entry(name.clone()).or_insert(*amount);
     };
-    for (name, amount) in resources.and_then(|r| r.limits.as_ref()).into_iter().flatten() {
+    for (name, amount) in resources
+        .and_then(|r| r.limits.as_ref())
+        .into_iter()
+        .flatten()
+    {
         default(name, amount);
     }
     for (name, amount) in queue_defaults.into_iter().flatten() {
         default(name, amount);
     }
     default(&"cpu".into(), &Quantity::from_milli(CPU_DEFAULT_MILLI));
-    default(&"memory".into(), &Quantity::from_bytes(MEMORY_DEFAULT_BYTES));
+    default(
+        &"memory".into(),
+        &Quantity::from_bytes(MEMORY_DEFAULT_BYTES),
+    );
     let dynamic = spec.ports.iter().flatten().filter(|p| p.port == 0).count();
     if dynamic > 0 {
         out.insert(
@@ -39,7 +50,9 @@ pub fn requests(spec: &TaskSpec, queue_defaults: Option<&Resources>) -> Resource
 /// Requests in base units, rounded up.
 pub fn base(resources: &Resources) -> BTreeMap<String, i64> {
     let amounts = resources.iter();
-    amounts.map(|(name, q)| (name.clone(), q.base_ceil(name))).collect()
+    amounts
+        .map(|(name, q)| (name.clone(), q.base_ceil(name)))
+        .collect()
 }
 
 /// The class of a task that holds these requests and ports; for Tasks that are bound already.
@@ -88,7 +101,9 @@ fn fixed(ports: impl Iterator<Item = i32>) -> Vec<u16> {
 pub fn queue(spec: &rota_api::QueueSpec) -> QueueSpec {
     let limit = spec.limit.iter().flatten();
     QueueSpec {
-        limit: limit.map(|(name, q)| (name.clone(), q.base_floor(name))).collect(),
+        limit: limit
+            .map(|(name, q)| (name.clone(), q.base_floor(name)))
+            .collect(),
         order: match spec.order {
             QueueOrder::Fifo => Order::Fifo,
             QueueOrder::Priority => Order::Priority,
@@ -125,6 +140,9 @@ mod tests {
         ]);
         assert_eq!(base(&requests(&spec, Some(&defaults))), expect);
         let bare = base(&requests(&TaskSpec::default(), None));
-        assert_eq!(bare, BTreeMap::from([("cpu".into(), 100), ("memory".into(), 64 << 20)]));
+        assert_eq!(
+            bare,
+            BTreeMap::from([("cpu".into(), 100), ("memory".into(), 64 << 20)])
+        );
     }
 }

@@ -191,6 +191,9 @@ mod tests {
             words.reasons[0].message,
             "a task needs 8 of cpu; 2 nodes have less free, at most 4500m"
         );
-        assert_eq!(words.smallest_change.as_deref(), Some("lower cpu from 8 to 4500m"));
+        assert_eq!(
+            words.smallest_change.as_deref(),
+            Some("lower cpu from 8 to 4500m")
+        );
     }
 }

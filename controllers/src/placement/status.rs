@@ -1,0 +1,417 @@
+//! What placement tells people: `waitingFor` and the conditions Admitted and Scheduled of Jobs,
+//! the status of Queues, Events.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use rota_api::{Job, Quantity, Queue, Resources, WaitReason, WaitingFor};
+use rota_scheduler::explain;
+use serde_json::{Value, json};
+
+use super::decide::{Answer, Op, Write, room};
+use super::memory::{JobMem, Memory};
+use super::why;
+use crate::lifecycle::{self, Edges, Hold};
+use crate::runtime::{Failure, Note, Regarding};
+
+/// A `waitingFor` that changes is written at most this often; its first word and its end at once.
+const WAITING_EVERY: SignedDuration = SignedDuration::from_secs(60);
+/// Jobs looked at per tick; each may cost one look at every node state.
+const JOBS_PER_TICK: usize = 200;
+/// A summary of placements is told at most this often per Job.
+const SUMMARY_EVERY: SignedDuration = SignedDuration::from_secs(30);
+
+/// What was told about a Job.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    /// When `waitingFor` was last written.
+    at: Option<Timestamp>,
+    in_flight: bool,
+    /// Version on which the last write was refused: nothing is tried before a newer one is seen.
+    refused: Option<String>,
+    /// Placed since the last summary, and on which nodes.
+    placed: u32,
+    nodes: BTreeSet<String>,
+    summary: Option<Timestamp>,
+}
+
+impl Told {
+    pub fn placed(&mut self, node: &str) {
+        self.placed += 1;
+        if !self.nodes.contains(node) {
+            self.nodes.insert(node.to_owned());
+        }
+    }
+}
+
+impl Memory {
+    /// Status writes of Jobs that are due, and Events.
+    pub fn job_statuses(&mut self, now: Timestamp) -> (Vec<Write>, Vec<Note>) {
+        let (mut writes, mut notes) = (Vec::new(), Vec::new());
+        let mut later = BTreeSet::new();
+        for _ in 0..JOBS_PER_TICK {
+            let Some(serial) = self.status.pop_first() else {
+                break;
+            };
+            if let Some(job) = self.jobs.get_mut(&serial)
+                && summarize(job, now, &mut notes)
+            {
+                later.insert(serial);
+            }
+            if self.tell_job(serial, now, &mut writes, &mut notes) {
+                later.insert(serial);
+            }
+        }
+        self.status.append(&mut later);
+        (writes, notes)
+    }
+
+    /// Returns whether to look again later.
+    fn tell_job(
+        &mut self,
+        serial: u64,
+        now: Timestamp,
+        writes: &mut Vec<Write>,
+        notes: &mut Vec<Note>,
+    ) -> bool {
+        let Some(object) = self.jobs.get(&serial).and_then(|j| j.job.clone()) else {
+            return false;
+        };
+        if object.metadata.deletion_timestamp.is_some() {
+            return false;
+        }
+        let Some(wanted) = self.waiting(serial, &object) else {
+            return true;
+        };
+        let Some(job) = self.jobs.get_mut(&serial) else {
+            return false;
+        };
+        if job.told.in_flight {
+            return true;
+        }
+        let version = object.metadata.resource_version.clone();
+        if job.told.refused.is_some() && job.told.refused == version {
+            return true;
+        }
+        let status = object.status.as_ref();
+        let known = status.and_then(|s| s.waiting_for.as_ref());
+        let conditions = conditions(&object, job, wanted.as_ref(), now);
+        let same_reasons = words(known) == words(wanted.as_ref());
+        if same_reasons && conditions.is_none() {
+            return false;
+        }
+        let early = job
+            .told
+            .at
+            .is_some_and(|at| now.duration_since(at) < WAITING_EVERY);
+        if early && wanted.is_some() && known.is_some() {
+            return true;
+        }
+        let mut patch = json!({});
+        if !same_reasons {
+            patch["waitingFor"] = json!(wanted);
+        }
+        if let Some(conditions) = conditions {
+            patch["conditions"] = json!(conditions);
+        }
+        if let Some(wanted) = wanted
+            .as_ref()
+            .filter(|_| !same_reasons && object_waits(&object))
+        {
+            let each: Vec<&str> = wanted.reasons.iter().map(|r| r.message.as_str()).collect();
+            let mut message = each.join("; ");
+            if let Some(change) = &wanted.smallest_change {
+                message = format!("{message}. It would help to {change}.");
+            }
+            let regarding = Regarding::of::<Job>(&object.metadata);
+            notes.push(Note::warning(regarding, "FailedScheduling", message));
+        }
+        job.told.in_flight = true;
+        job.told.refused = None;
+        job.told.at = Some(now);
+        writes.push(Write {
+            op: Op::JobStatus(serial),
+            item: json!({
+                "verb": "status",
+                "path": format!("{}/{}", job.owner.collection("jobs"), job.owner.name),
+                "preconditions": {"uid": job.owner.uid, "resourceVersion": version},
+                "body": {"status": patch},
+            }),
+        });
+        true
+    }
+
+    /// Why the Job waits now; `Some(None)` if it does not; None while that is open.
+    fn waiting(&mut self, serial: u64, object: &Job) -> Option<Option<WaitingFor>> {
+        let job = self.jobs.get(&serial)?;
+        let hold = job.wanted.hold;
+        if hold == Hold::NotStarted && !lifecycle::is_finished(object) {
+            let namespace = job.owner.namespace.clone();
+            let find = |name: &str| self.job_named(&namespace, name);
+            let text = match lifecycle::edges(object, &find) {
+                Edges::Open => return Some(None),
+                Edges::Waiting(text) | Edges::Never(text) => text,
+                Edges::Cycle(names) => format!("waits for itself: {}", names.join(" -> ")),
+            };
+            return Some(Some(only(why::plain("AfterJob", text))));
+        }
+        if hold != Hold::No {
+            return Some(None);
+        }
+        let job = self.jobs.get(&serial)?;
+        let open = u64::from(job.wanted.parallelism).saturating_sub(job.book.live());
+        if open == 0 || (job.book.ready() == 0 && job.book.delayed() == 0) {
+            return Some(None);
+        }
+        if job.book.ready() == 0 || job.paused_until.is_some() {
+            let count = job.book.delayed();
+            let text = if job.paused_until.is_some() {
+                "the API refused its tasks; trying again in a few seconds".to_string()
+            } else {
+                format!("{count} failed or finished before and wait out their back-off")
+            };
+            return Some(Some(only(why::plain("BackOff", text))));
+        }
+        if !job.starved {
+            return None;
+        }
+        let make = job.make.as_ref()?;
+        let (class, queue) = (make.class.clone(), make.queue);
+        let why = explain(&mut self.cluster, &class, queue);
+        if why.blockers.is_empty() {
+            // Something was freed since the last cycle: the next one decides.
+            return None;
+        }
+        Some(Some(why::waiting_for(&why, &object.spec.queue)))
+    }
+
+    pub(super) fn job_status_answered(&mut self, serial: u64, answer: Answer, _now: Timestamp) {
+        let Some(job) = self.jobs.get_mut(&serial) else {
+            return;
+        };
+        job.told.in_flight = false;
+        if matches!(answer, Answer::Failed(_) | Answer::Seen(_)) {
+            job.told.at = None;
+            job.told.refused = job
+                .job
+                .as_ref()
+                .and_then(|j| j.metadata.resource_version.clone());
+            if !matches!(answer, Answer::Failed(Failure::NotFound(_))) {
+                self.status.insert(serial);
+            }
+        }
+    }
+
+    /// Status writes of Queues whose figures changed.
+    pub fn queue_statuses(&mut self, now: Timestamp) -> Vec<Write> {
+        let mut waiting: std::collections::BTreeMap<&str, u64> = Default::default();
+        for serial in &self.hungry {
+            if let Some(job) = self.jobs.get(serial)
+                && let Some(object) = &job.job
+            {
+                *waiting.entry(&object.spec.queue).or_default() += u64::from(room(job));
+            }
+        }
+        let mut writes = Vec::new();
+        for (name, memory) in &mut self.queues {
+            let Some(queue) = memory.queue.as_ref().filter(|_| !memory.in_flight) else {
+                continue;
+            };
+            let id = self.cluster.queue(name);
+            let used: Resources = self
+                .cluster
+                .queue_used(id)
+                .map(|(r, v)| (r.to_owned(), Quantity::from_base(r, v)))
+                .collect();
+            let figures = json!({
+                "used": used,
+                "running": self.cluster.queue_running(id).min(i32::MAX as u64),
+                "waiting": waiting.get(name.as_str()).copied().unwrap_or(0).min(i32::MAX as u64),
+            });
+            let generation = queue.metadata.generation.unwrap_or(0);
+            if memory.told.as_ref() == Some(&(figures.clone(), generation)) {
+                continue;
+            }
+            let mut status = figures.clone();
+            // A merge patch keeps what it does not name: resources that are no longer used go.
+            let before = queue.status.as_ref().and_then(|s| s.used.as_ref());
+            let told = memory.told.as_ref().and_then(|t| t.0["used"].as_object());
+            let names = before.into_iter().flat_map(|u| u.keys());
+            for name in names.chain(told.into_iter().flat_map(|u| u.keys())) {
+                if status["used"].get(name).is_none() {
+                    status["used"][name.as_str()] = Value::Null;
+                }
+            }
+            status["observedGeneration"] = json!(generation);
+            status["conditions"] = json!(queue_conditions(queue, now));
+            memory.told = Some((figures, generation));
+            memory.in_flight = true;
+            writes.push(Write {
+                op: Op::QueueStatus(name.clone()),
+                item: json!({
+                    "verb": "status", "path": format!("/apis/rota.dev/v1/queues/{name}"),
+                    "preconditions": {"uid": queue.metadata.uid}, "body": {"status": status},
+                }),
+            });
+        }
+        writes
+    }
+
+    pub(super) fn queue_status_answered(&mut self, name: &str, answer: &Answer) {
+        if let Some(memory) = self.queues.get_mut(name) {
+            memory.in_flight = false;
+            if !matches!(answer, Answer::Done(_)) {
+                memory.told = None;
+            }
+        }
+    }
+}
+
+/// An Event is worth it only for a Job that has been seen to wait for nodes or its queue.
+fn object_waits(object: &Job) -> bool {
+    !lifecycle::is_finished(object)
+        && object
+            .status
+            .as_ref()
+            .is_some_and(|s| s.start_time.is_some())
+}
+
+fn only(reason: WaitReason) -> WaitingFor {
+    WaitingFor {
+        reasons: vec![reason],
+        smallest_change: None,
+    }
+}
+
+/// What decides whether the set of reasons has changed.
+fn words(waiting: Option<&WaitingFor>) -> Option<BTreeSet<(&str, Option<&str>)>> {
+    let reasons = waiting?.reasons.iter();
+    Some(
+        reasons
+            .map(|r| (r.reason.as_str(), r.resource.as_deref()))
+            .collect(),
+    )
+}
+
+fn summarize(job: &mut JobMem, now: Timestamp, notes: &mut Vec<Note>) -> bool {
+    let told = &mut job.told;
+    if told.placed == 0 {
+        return false;
+    }
+    if told
+        .summary
+        .is_some_and(|at| now.duration_since(at) < SUMMARY_EVERY)
+    {
+        return true;
+    }
+    told.summary = Some(now);
+    let (count, nodes) = (
+        std::mem::take(&mut told.placed),
+        std::mem::take(&mut told.nodes),
+    );
+    let place = match (nodes.len(), nodes.first()) {
+        (1, Some(node)) => format!("node {node}"),
+        (n, _) => format!("{n} nodes"),
+    };
+    let tasks = if count == 1 { "task" } else { "tasks" };
+    if let Some(object) = &job.job {
+        let regarding = Regarding::of::<Job>(&object.metadata);
+        let message = format!("placed {count} {tasks} on {place}");
+        notes.push(Note::normal(regarding, "Scheduled", message));
+    }
+    false
+}
+
+/// The Job's conditions with ours brought up to date; None if they are.
+fn conditions(
+    object: &Job,
+    job: &JobMem,
+    waiting: Option<&WaitingFor>,
+    now: Timestamp,
+) -> Option<Vec<Condition>> {
+    if job.wanted.hold != Hold::No {
+        return None;
+    }
+    let status = object.status.as_ref();
+    let mut list = status
+        .and_then(|s| s.conditions.clone())
+        .unwrap_or_default();
+    let generation = object.metadata.generation;
+    let first = waiting.and_then(|w| w.reasons.first());
+    let held = waiting
+        .into_iter()
+        .flat_map(|w| &w.reasons)
+        .find(|r| matches!(r.reason.as_str(), "QueueLimit" | "QueueNotFound"));
+    let admitted = match held {
+        Some(reason) => ("False", reason.reason.as_str(), reason.message.as_str()),
+        None => ("True", "Admitted", "the queue has room"),
+    };
+    let scheduled = match first {
+        Some(reason) => ("False", reason.reason.as_str(), reason.message.as_str()),
+        None => (
+            "True",
+            "Scheduled",
+            "every task that is wanted now has a node",
+        ),
+    };
+    let mut changed = set(&mut list, "Admitted", admitted, generation, now);
+    changed |= set(&mut list, "Scheduled", scheduled, generation, now);
+    changed.then_some(list)
+}
+
+/// Sets a condition; a new message alone is no change.
+fn set(
+    list: &mut Vec<Condition>,
+    type_: &str,
+    (status, reason, message): (&str, &str, &str),
+    generation: Option<i64>,
+    now: Timestamp,
+) -> bool {
+    let old = list.iter().position(|c| c.type_ == type_);
+    let mut since = Time(now);
+    if let Some(at) = old {
+        let old = &list[at];
+        if old.status == status && old.reason == reason {
+            return false;
+        }
+        if old.status == status {
+            since = old.last_transition_time.clone();
+        }
+        list.remove(at);
+    }
+    list.push(Condition {
+        type_: type_.into(),
+        status: status.into(),
+        reason: reason.into(),
+        message: message.into(),
+        observed_generation: generation,
+        last_transition_time: since,
+    });
+    true
+}
+
+fn queue_conditions(queue: &Queue, now: Timestamp) -> Vec<Condition> {
+    let status = queue.status.as_ref();
+    let mut list = status
+        .and_then(|s| s.conditions.clone())
+        .unwrap_or_default();
+    let generation = queue.metadata.generation;
+    let ready = ("True", "Ready", "tasks are placed from it");
+    set(&mut list, "Ready", ready, generation, now);
+    set(
+        &mut list,
+        "Reconciling",
+        ("False", "Ready", ""),
+        generation,
+        now,
+    );
+    set(
+        &mut list,
+        "Stalled",
+        ("False", "Ready", ""),
+        generation,
+        now,
+    );
+    list
+}
