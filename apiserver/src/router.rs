@@ -200,19 +200,21 @@ async fn resource(
     }
     let reads = matches!(verb, "get" | "list" | "watch");
     let selectors = if reads && path.subresource.is_empty() { Some(Selectors::parse(served, query)?) } else { None };
-    server.authorize(
-        &caller.user,
-        &Attributes {
-            verb,
-            group: path.group.clone(),
-            resource: path.plural.clone(),
-            subresource: path.subresource.clone(),
-            namespace: path.namespace.clone(),
-            name: if path.name.is_empty() { selectors.as_ref().and_then(|s| s.name.clone()).unwrap_or_default() } else { path.name.clone() },
-            selected_node: selectors.and_then(|s| s.node),
-            path: String::new(),
-        },
-    )?;
+    let attributes = Attributes {
+        verb,
+        group: path.group.clone(),
+        resource: path.plural.clone(),
+        subresource: path.subresource.clone(),
+        namespace: path.namespace.clone(),
+        name: if path.name.is_empty() { selectors.as_ref().and_then(|s| s.name.clone()).unwrap_or_default() } else { path.name.clone() },
+        selected_node: selectors.and_then(|s| s.node),
+        path: String::new(),
+    };
+    if server.authorize(&caller.user, &attributes).is_err() {
+        // What a node may do depends on the Tasks bound to it, and this cache may not have seen the newest.
+        server.cache.fresh().await.map_err(crate::storage::store_error)?;
+        server.authorize(&caller.user, &attributes)?;
+    }
     if !server.cache.synced() {
         return Err(ApiError::unavailable("the server is still reading its store"));
     }

@@ -165,6 +165,7 @@ impl Server {
             let (prepared, key, generated) = prepare(self)?;
             let name = key.rsplit('/').next().unwrap_or("").to_string();
             if dry_run {
+                self.cache.fresh().await.map_err(store_error)?;
                 if self.cache.kind(served.cache).get(key.strip_prefix(&*served.prefix).unwrap_or(&key)).is_some() {
                     return Err(ApiError::already_exists(served.kind.group, served.kind.plural, &name));
                 }

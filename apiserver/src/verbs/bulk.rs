@@ -67,6 +67,10 @@ pub async fn bulk(server: &Arc<Server>, caller: &Caller, body: &[u8]) -> ApiResu
     if items.len() > most {
         return Err(ApiError::bad_request(format!("{} items are more than the {most} that one request may hold", items.len())));
     }
+    if crate::auth::authorizer::node_of(&caller.user).is_some() {
+        // What a node may write depends on the Tasks bound to it: look at the newest ones.
+        server.cache.fresh().await.map_err(store_error)?;
+    }
     let parsed: Vec<ApiResult<Item>> = items.into_iter().map(|i| parse(server, caller, i)).collect();
     let results: Vec<ApiResult<(Done, bool)>> = if atomic {
         run_atomic(server, caller, parsed).await
