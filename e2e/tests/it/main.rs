@@ -1,0 +1,20 @@
+//! Drives the built `rota` as a user would: `rota up`, kubectl, the CLI, plain HTTP, a real etcd,
+//! and signals to its processes.
+//!
+//! `ROTA_BIN` names the binary; without it the tests build one. Campaigns are short by default;
+//! `ROTA_E2E_KILLS` and `ROTA_E2E_AGENT_KILLS` make them long. `KUBECTL` and `KUBECTL_120` name
+//! further kubectl binaries to test with.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+mod agent;
+mod auth;
+mod bad_input;
+mod examples;
+mod kubectl;
+mod nodes;
+mod server_kills;
+mod store_faults;
+mod wordcount;
