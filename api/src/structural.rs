@@ -15,6 +15,11 @@ pub fn of_crd(mut schema: Value) -> Value {
         tidy(node);
         condition(node);
     });
+    // The derive names a Rust type here; people who ask what the kind is want the spec's sentence.
+    let about = schema["properties"]["spec"]["description"].clone();
+    if about.is_string() {
+        schema["description"] = about;
+    }
     schema
 }
 
@@ -83,6 +88,16 @@ fn tidy(node: &mut Map<String, Value>) {
     node.remove("nullable");
     if node.get("default").is_some_and(Value::is_null) {
         node.remove("default");
+    }
+    // The derive writes bounds of whole numbers as floats.
+    for key in ["minimum", "maximum"] {
+        if let Some(bound) = node.get_mut(key)
+            && let Some(n) = bound
+                .as_f64()
+                .filter(|n| n.fract() == 0.0 && n.abs() < 1e15)
+        {
+            *bound = json!(n as i64);
+        }
     }
     // An optional enum lists null as a value.
     if let Some(Value::Array(values)) = node.get_mut("enum") {

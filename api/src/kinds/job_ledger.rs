@@ -50,7 +50,7 @@ pub struct JobLedgerSpec {
     pub attempts: BTreeMap<String, LedgerAttempt>,
     /// Node on which the last attempt of finished indexes ran: node name to index ranges (`0-17,19`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 4096), inner(length(max = 32768)))]
+    #[schemars(extend("maxProperties" = 4096, "additionalProperties" = {"type": "string", "maxLength": 32768}))]
     pub last_nodes: BTreeMap<String, String>,
 }
 

@@ -8,6 +8,8 @@ mod compile;
 mod meta;
 mod native;
 #[cfg(test)]
+mod one_row;
+#[cfg(test)]
 mod tests;
 mod walk;
 
