@@ -17,8 +17,6 @@ use super::{EmbeddedOptions, journal};
 use crate::history::{self, Undo, WATCH_BATCH_MAX};
 use crate::{Event, EventBatch, ListPage, ListRequest, Record, StoreError, Version};
 
-/// Memory for writes that are in the journal but not yet in tables, per table.
-const MEMTABLE_BYTES: u64 = 32 << 20;
 /// Memory for blocks of tables. The API server reads from its own cache, so this stays small.
 const CACHE_BYTES: u64 = 32 << 20;
 /// Journals that may wait for their tables; bounds what start-up replays.
@@ -151,10 +149,10 @@ impl Layout {
                     self.acknowledged_path().display()
                 )));
             }
-            self.create(&path)?;
+            self.create(&path, options)?;
         }
         journal::mend(&path)?;
-        let disk = Disk::open(&path)?;
+        let disk = Disk::open(&path, options)?;
         let (view, incarnation) = disk.start(options)?;
         let acknowledged = self.acknowledged();
         if view.version < acknowledged {
@@ -168,13 +166,13 @@ impl Layout {
     }
 
     /// Builds an empty database beside its place and moves it there, so that a half-made one is never opened.
-    fn create(&self, path: &Path) -> Result<(), StoreError> {
+    fn create(&self, path: &Path, options: &EmbeddedOptions) -> Result<(), StoreError> {
         let fresh = self.dir.join("db.new");
         if fresh.exists() {
             std::fs::remove_dir_all(&fresh).map_err(|e| io_error("remove", &fresh, &e))?;
         }
         {
-            let disk = Disk::open(&fresh)?;
+            let disk = Disk::open(&fresh, options)?;
             let mut batch = disk.batch(4);
             batch.insert(&disk.meta, META_FORMAT, codec::FORMAT);
             let incarnation = uuid::Uuid::new_v4().to_string();
@@ -190,20 +188,21 @@ impl Layout {
 }
 
 impl Disk {
-    fn open(path: &Path) -> Result<Self, StoreError> {
+    fn open(path: &Path, options: &EmbeddedOptions) -> Result<Self, StoreError> {
         let db = Database::builder(path)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNALS_BYTES)
             .journal_compression(fjall::CompressionType::None)
             .open()
             .map_err(db_error)?;
+        let memtable = options.memtable_bytes;
         let table = |name: &str, hits: bool| {
-            let options = move || {
+            let create = move || {
                 KeyspaceCreateOptions::default()
-                    .max_memtable_size(MEMTABLE_BYTES)
+                    .max_memtable_size(memtable)
                     .expect_point_read_hits(hits)
             };
-            db.keyspace(name, options).map_err(db_error)
+            db.keyspace(name, create).map_err(db_error)
         };
         let (cur, log, meta) = (
             table("cur", false)?,

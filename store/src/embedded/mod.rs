@@ -43,6 +43,8 @@ pub struct EmbeddedOptions {
     pub history_bytes: u64,
     /// Writes are refused below this much free disk, so that the database never meets a full one in mid-write.
     pub free_bytes_min: u64,
+    /// Memory for writes that are not in tables yet, per table.
+    pub memtable_bytes: u64,
     /// The store's versions start above this. Set it once after restoring a backup, to more than the
     /// lost store's newest version: older watchers then learn that they must list again.
     pub version_floor: Version,
@@ -55,6 +57,7 @@ impl Default for EmbeddedOptions {
             history_bytes: 1 << 30,
             // A journal (64 MiB, allocated as it fills) and a table being written out.
             free_bytes_min: 128 << 20,
+            memtable_bytes: 32 << 20,
             version_floor: 0,
         }
     }

@@ -96,6 +96,8 @@ struct Replay {
     names: Names,
     /// Delivered, or seen by the watcher before it came.
     delivered: Version,
+    /// Revisions before this one are not looked at.
+    first: i64,
     revision: i64,
     ordinal: u64,
     /// Events of the unfinished transaction.
@@ -108,6 +110,7 @@ struct Replay {
 impl Replay {
     fn new(names: Names, from: Version) -> Self {
         Self {
+            first: names.revision(from),
             names,
             delivered: from,
             revision: 0,
@@ -119,6 +122,11 @@ impl Replay {
     }
 
     fn event(&mut self, revision: i64, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
+        // The revision before the first wanted one is read only to notice compaction, and when
+        // that is exactly where history was cut, its removals are missing.
+        if revision < self.first {
+            return Ok(());
+        }
         if revision != self.revision {
             self.revision = revision;
             self.ordinal = 0;

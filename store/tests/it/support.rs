@@ -131,7 +131,7 @@ pub fn status(field: &str) -> u64 {
 #[cfg(feature = "etcd")]
 pub struct Etcd {
     pub url: String,
-    /// Dropping it ends etcd.
+    /// Dropping it ends etcd; signals for it go in here.
     pub leash: std::process::Child,
 }
 
