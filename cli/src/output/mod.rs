@@ -93,11 +93,7 @@ pub fn objects(format: &Format, mut items: Vec<Value>, single: bool) -> Result<S
     };
     Ok(match format {
         Format::Yaml => to_yaml(&whole(items))?,
-        Format::Json => {
-            let mut text = serde_json::to_string_pretty(&whole(items)).map_err(unwritable)?;
-            text.push('\n');
-            text
-        }
+        Format::Json => to_json(&whole(items))?,
         Format::JsonLines => items.iter().map(|i| format!("{i}\n")).collect(),
         Format::JsonPath(t) => t.render(&whole(items))?,
         Format::Custom(c) => c.render(&items, true),
@@ -132,6 +128,16 @@ fn drop_managed_fields(object: &mut Value) {
     if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         meta.remove("managedFields");
     }
+}
+
+/// JSON of a value, indented as kubectl does it.
+pub fn to_json(v: &Value) -> Result<String> {
+    let mut text = Vec::new();
+    let four = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut writer = serde_json::Serializer::with_formatter(&mut text, four);
+    serde::Serialize::serialize(v, &mut writer).map_err(unwritable)?;
+    text.push(b'\n');
+    String::from_utf8(text).map_err(unwritable)
 }
 
 /// YAML of a value.

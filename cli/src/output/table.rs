@@ -170,7 +170,7 @@ fn text(v: &Value) -> String {
 fn cell(v: &Value, definition: &Value, now: jiff::Timestamp) -> String {
     match v {
         Value::Null if definition["type"] == "date" => "<unknown>".into(),
-        Value::Null => "<none>".into(),
+        Value::Null => String::new(),
         Value::String(s) if definition["type"] == "date" => match s.parse::<jiff::Timestamp>() {
             Ok(_) => time::age(Some(s), now),
             Err(_) => s.clone(),
@@ -311,7 +311,7 @@ mod tests {
         let t = from_server(&server_table(), None, &View::default(), now());
         assert_eq!(
             t.render(true, false),
-            "NAME    PHASE     AGE\npi      Running   90s\ngröße   <none>    5d\n"
+            "NAME    PHASE     AGE\npi      Running   90s\ngröße             5d\n"
         );
     }
 
@@ -334,7 +334,7 @@ mod tests {
         );
         assert_eq!(
             t.csv(false).lines().last(),
-            Some("b,job.rota.dev/größe,<none>,\"q,r\",5d,<none>")
+            Some("b,job.rota.dev/größe,,\"q,r\",5d,<none>")
         );
     }
 

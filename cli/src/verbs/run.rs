@@ -223,7 +223,7 @@ pub async fn run(args: Args, cx: &Context) -> Result<()> {
 fn shown(args: &Args, object: &Value, line: &str) -> Result<String> {
     Ok(match args.output.as_deref() {
         Some("yaml") => output::to_yaml(object)?,
-        Some("json") => format!("{object:#}\n"),
+        Some("json") => output::to_json(object)?,
         Some("name") => format!(
             "job.{}/{}\n",
             rota_api::names::GROUP,

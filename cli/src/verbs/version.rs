@@ -39,7 +39,7 @@ pub async fn run(args: Args, cx: &Context) -> Result<()> {
     cx.print(&match args.output.as_deref() {
         None => text,
         Some("yaml") => output::to_yaml(&whole)?,
-        Some("json") => format!("{whole:#}\n"),
+        Some("json") => output::to_json(&whole)?,
         Some(other) => {
             return Err(CliError::new(
                 format!("unknown output format {other:?}"),

@@ -24,7 +24,7 @@ async fn get_shows_the_servers_table() {
     let done = fake.run(&["get", "jobs"]).await;
     assert_eq!(
         (done.code, done.out.as_str()),
-        (0, "NAME   PHASE\ne      <none>\npi     Running\n")
+        (0, "NAME   PHASE\ne      \npi     Running\n")
     );
     let done = fake
         .run(&["get", "job", "pi", "-o", "wide", "--no-headers"])
@@ -50,7 +50,7 @@ async fn several_kinds_are_separated_and_named_in_full() {
     let done = fake.run(&["get", "all"]).await;
     assert_eq!(
         done.out,
-        "NAME              PHASE\njob.rota.dev/pi   Running\n\nNAME                 PHASE\ntask.rota.dev/pi-0   <none>\n"
+        "NAME              PHASE\njob.rota.dev/pi   Running\n\nNAME                 PHASE\ntask.rota.dev/pi-0   \n"
     );
 }
 
