@@ -215,8 +215,11 @@ impl KindCache {
                 from
             }
             None => {
-                initial = match &interest {
-                    Interest::Key(key) => state.objects.get(&**key).cloned().into_iter().collect(),
+                initial = match (&interest, self.what.watch_field) {
+                    (Interest::Key(key), _) => state.objects.get(&**key).cloned().into_iter().collect(),
+                    (Interest::Field(value), Some(f)) => {
+                        state.objects.values().filter(|o| o.fields[f] == *value).cloned().collect()
+                    }
                     _ => state.objects.values().cloned().collect(),
                 };
                 version_of(state.seen)
@@ -236,6 +239,11 @@ impl KindCache {
     pub(super) fn bookmark(&self, watch: &WatchHandle, version_of: impl Fn(Version) -> Version) -> Option<Version> {
         let state = self.state.read();
         watch.shared.is_empty().then(|| version_of(state.seen))
+    }
+
+    pub(super) fn one(&self, key: &str, version_of: impl Fn(Version) -> Version) -> (Option<Arc<Object>>, Version) {
+        let state = self.state.read();
+        (state.objects.get(key).cloned(), version_of(state.seen))
     }
 
     pub(super) fn page(&self, request: &PageRequest<'_>, version_of: impl Fn(Version) -> Version) -> Result<Page, Version> {

@@ -245,6 +245,11 @@ impl Cache {
         self.kinds[kind].page(request, |seen| self.version_of(seen))
     }
 
+    /// One object of a kind, with the version that this answer stands for.
+    pub fn one(&self, kind: usize, key: &str) -> (Option<Arc<crate::objects::Object>>, Version) {
+        self.kinds[kind].one(key, |seen| self.version_of(seen))
+    }
+
     /// The version up to which a watcher has seen everything, if nothing waits for it.
     pub fn bookmark(&self, kind: usize, watch: &WatchHandle) -> Option<Version> {
         self.kinds[kind].bookmark(watch, |seen| self.version_of(seen))

@@ -188,8 +188,8 @@ async fn read_page(
     if let (Some(name), None) = (&selectors.name, at)
         && !(served.kind.namespaced && namespace.is_empty())
     {
-        let version = server.cache.page(served.cache, &PageRequest { limit: 1, ..Default::default() }).map_or(0, |p| p.version);
-        let items = server.cached(served, namespace, name).filter(|o| selectors.matches(o)).into_iter().collect();
+        let (object, version) = server.cache.one(served.cache, &served.cache_key(namespace, name));
+        let items = object.filter(|o| selectors.matches(o)).into_iter().collect();
         return Ok(Listed { items, version, token: None, remaining: None });
     }
     let filter = |o: &Object| selectors.matches(o);
