@@ -59,7 +59,11 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let mut buffer = vec![0; 64 << 10];
         loop {
-            if let Some(event) = self.decoder.next_frame().map_err(|e| other(e.to_string()))? {
+            if let Some(event) = self
+                .decoder
+                .next_frame()
+                .map_err(|e| other(e.to_string()))?
+            {
                 return Ok(Some(event));
             }
             let left = deadline.saturating_duration_since(Instant::now());

@@ -286,6 +286,9 @@ mod tests {
     fn a_frame_that_is_too_large_is_refused_before_it_is_read() {
         let mut d = Decoder::default();
         d.push(&u32::MAX.to_le_bytes());
-        assert!(matches!(d.next_frame::<Request>(), Err(FrameError::TooLarge(_))));
+        assert!(matches!(
+            d.next_frame::<Request>(),
+            Err(FrameError::TooLarge(_))
+        ));
     }
 }

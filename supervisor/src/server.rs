@@ -123,15 +123,7 @@ struct Supervisor {
 pub fn serve(options: Options) -> Result<(), ServeError> {
     sys::seal_inherited_files();
     std::fs::create_dir_all(&options.dir).map_err(io_error("the directory cannot be made"))?;
-    let lock = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(options.dir.join("lock"))
-        .map_err(io_error("the lock file cannot be opened"))?;
-    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Err(ServeError::Busy(options.dir));
-    }
+    let _lock = lock(&options.dir)?;
     let _ = rustix::process::setsid(); // fails when we lead a session already, which is as good
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(|e| io_error("descendants cannot be adopted")(e.into()))?;
@@ -139,6 +131,19 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     s.take_over()?;
     s.listen()?;
     s.run()
+}
+
+/// Makes sure that nobody else works in a directory, as long as the file is open.
+fn lock(dir: &Path) -> Result<std::fs::File, ServeError> {
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join("lock"))
+        .map_err(io_error("the lock file cannot be opened"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| ServeError::Busy(dir.to_path_buf()))?;
+    Ok(file)
 }
 
 impl Supervisor {
@@ -212,6 +217,7 @@ impl Supervisor {
     /// Takes over the state of dead predecessors, then removes their directories.
     fn take_over(&mut self) -> Result<(), ServeError> {
         for dir in self.options.import.clone() {
+            let _lock = lock(&dir)?; // a predecessor that does not answer but lives keeps its tasks
             let (state, _) = journal::read(&dir)?;
             self.adopt_state(state);
             self.journal.flush(true).map_err(io_error("the journal"))?;
