@@ -42,7 +42,7 @@ const MACHINE_PATHS: &[[&str; 2]] = &[
 /// Runs every check and fails with all that was found.
 pub fn run(root: &Path) -> Result<()> {
     let mut files = Vec::new();
-    collect(root, root, &mut files)?;
+    collect(root, &mut files)?;
     let mut problems = Vec::new();
     let mut long = Vec::new();
     for path in &files {
@@ -77,13 +77,13 @@ pub fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn collect(root: &Path, dir: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
+fn collect(dir: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().to_string();
         let kind = entry.file_type()?;
         if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
-            collect(root, &entry.path(), out)?;
+            collect(&entry.path(), out)?;
         } else if kind.is_file() {
             out.push(entry.path());
         }

@@ -1,5 +1,8 @@
 //! One file per kind.
 
+// The derive takes one `printcolumn` per column, whose parts repeat.
+#![allow(clippy::duplicated_attributes)]
+
 mod common;
 mod job;
 mod job_ledger;
