@@ -248,7 +248,7 @@ fn files(dir: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for item in std::fs::read_dir(from).unwrap() {
         let path = item.unwrap().path();
@@ -394,4 +394,79 @@ fn a_sync_precedes_every_acknowledgement() {
     }
     assert!(acks >= 60, "{acks} acknowledgements seen");
     assert!(syncs >= 60, "{syncs} syncs seen");
+}
+
+/// A small file system of our own, gone when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None`, with the reason printed, where mounting is not allowed.
+    fn mount(megabytes: usize) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: mounting a tmpfs is not allowed here");
+            return None;
+        }
+        Some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Nothing to do about a failure but to leave the mount behind.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_loses_nothing_and_recovers_by_itself() {
+    let Some(disk) = SmallDisk::mount(48) else {
+        return;
+    };
+    let filler = disk.0.path().join("filler");
+    std::fs::write(&filler, vec![1; 24 << 20]).unwrap();
+    // Without a reserve, so that the database itself meets the full disk.
+    let dir = disk.0.path().join("store");
+    let store: Arc<dyn Store> = EmbeddedStore::open(&dir, options()).unwrap();
+    let mut acked = Acked::new();
+    let text = "x".repeat(100_000);
+    let write = |i: usize| Txn {
+        guards: vec![],
+        writes: vec![
+            put(&format!("/k/{i}"), &text),
+            put(&format!("/k/{i}/pair"), &text),
+        ],
+    };
+    let mut i = 0;
+    let error = loop {
+        match store.commit(write(i)).await {
+            Ok(versions) => drop(acked.insert(format!("/k/{i}"), (versions[0], "xxx".into()))),
+            Err(error) => break error,
+        }
+        i += 1;
+        assert!(i < 1000, "the disk does not fill up");
+    };
+    assert!(
+        matches!(error, StoreError::Unknown(_) | StoreError::Unavailable(_)),
+        "{error:?}"
+    );
+    assert!(acked.len() > 10);
+    std::fs::remove_file(&filler).unwrap();
+    let deadline = Instant::now() + crate::support::PATIENCE;
+    let versions = loop {
+        match store.commit(write(i + 1)).await {
+            Ok(versions) => break versions,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    };
+    acked.insert(format!("/k/{}", i + 1), (versions[0], "xxx".into()));
+    check(&store, &acked).await;
+    drop(store);
+    let store: Arc<dyn Store> = EmbeddedStore::open(&dir, options()).unwrap();
+    check(&store, &acked).await;
 }

@@ -4,5 +4,7 @@
 mod conformance;
 mod durability;
 mod model;
+#[cfg(feature = "etcd")]
+mod outage;
 mod powercut;
 mod support;
