@@ -81,9 +81,9 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], options: Options) -> Out
     };
     for position in order::order(cluster, demands) {
         let demand = &demands[position as usize];
-        let room = options.placements.saturating_sub(
-            u32::try_from(outcome.placements.len()).unwrap_or(u32::MAX),
-        );
+        let room = options
+            .placements
+            .saturating_sub(u32::try_from(outcome.placements.len()).unwrap_or(u32::MAX));
         let (placed, cause) = decide(cluster, demand, room, &mut budget, |node, task| {
             outcome.placements.push(Placement {
                 demand: position,

@@ -1,7 +1,8 @@
 //! Place: puts tasks of one class onto the nodes of the best states, until they are all placed,
 //! nothing fits any more, or the budget is spent.
 
-use crate::classes::ClassEntry;
+use crate::classes::{ClassEntry, Shape};
+use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::filter::{fits, how_many};
@@ -49,7 +50,8 @@ pub(crate) fn place(
         let mut left = count;
         while left > 0 && budget.left > 0 {
             budget.spend(cluster.states.live.len() as u64);
-            let Some(state) = scan(cluster, class, &shape.requests, policy_impl) else {
+            let best = scan(&Rater::new(cluster, class, &shape, policy_impl));
+            let Some(state) = best else {
                 break;
             };
             let node = cluster.states.head[state as usize];
@@ -62,9 +64,8 @@ pub(crate) fn place(
     let mut aside = Vec::new();
     let mut left = count;
     while left > 0 && budget.left > 0 {
-        let scored = index.catch_up(&cluster.states, |state| {
-            rate(cluster, class, &shape.requests, policy_impl, state)
-        });
+        let rater = Rater::new(cluster, class, &shape, policy_impl);
+        let scored = index.catch_up(&cluster.states, |state| rater.rate(state));
         budget.spend(scored);
         let Some(best) = index.best(&cluster.states) else {
             break;
@@ -122,41 +123,53 @@ fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {
     }
 }
 
-fn rate(
-    cluster: &Cluster,
-    class: u32,
-    requests: &[(u32, i64)],
-    policy: &dyn Score,
-    state: u32,
-) -> Option<i64> {
-    let states: &States = &cluster.states;
-    let free = states.free_of(state);
-    let entry = &cluster.classes.all[class as usize];
-    let profile = states.profile[state as usize] as usize;
-    if !fits(free, requests) || !entry.suits.contains(profile) {
-        return None;
-    }
-    let score = policy.score(
-        &StateView {
-            free,
-            capacity: &cluster.profiles.all[profile].capacity,
-            leftover: states.leftover[state as usize],
-        },
-        requests,
-    );
-    Some(if entry.shuns.contains(profile) {
-        score.saturating_sub(SHUN)
-    } else {
-        score
-    })
+/// What rating a state needs, borrowed once per pass over many states.
+struct Rater<'a> {
+    states: &'a States,
+    profiles: &'a [Profile],
+    entry: &'a ClassEntry,
+    requests: &'a [(u32, i64)],
+    policy: &'a dyn Score,
 }
 
-fn scan(cluster: &Cluster, class: u32, requests: &[(u32, i64)], policy: &dyn Score) -> Option<u32> {
-    cluster
-        .states
-        .live
-        .iter()
-        .filter_map(|state| Some((rate(cluster, class, requests, policy, *state)?, *state)))
+impl<'a> Rater<'a> {
+    fn new(cluster: &'a Cluster, class: u32, shape: &'a Shape, policy: &'a dyn Score) -> Self {
+        Rater {
+            states: &cluster.states,
+            profiles: &cluster.profiles.all,
+            entry: &cluster.classes.all[class as usize],
+            requests: &shape.requests,
+            policy,
+        }
+    }
+
+    /// The score of a state; None if the class cannot use it.
+    fn rate(&self, state: u32) -> Option<i64> {
+        let free = self.states.free_of(state);
+        let profile = self.states.profile[state as usize] as usize;
+        if !fits(free, self.requests) || !self.entry.suits.contains(profile) {
+            return None;
+        }
+        let score = self.policy.score(
+            &StateView {
+                free,
+                capacity: &self.profiles[profile].capacity,
+                leftover: self.states.leftover[state as usize],
+            },
+            self.requests,
+        );
+        Some(if self.entry.shuns.contains(profile) {
+            score.saturating_sub(SHUN)
+        } else {
+            score
+        })
+    }
+}
+
+/// The best live state, by looking at all of them.
+fn scan(rater: &Rater<'_>) -> Option<u32> {
+    let live = rater.states.live.iter();
+    live.filter_map(|state| Some((rater.rate(*state)?, *state)))
         .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)))
         .map(|(_, state)| state)
 }

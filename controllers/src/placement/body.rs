@@ -1,15 +1,13 @@
 //! Bodies and paths of placement's writes.
 
 use rota_api::names::{
-    API_VERSION, FINALIZER_LEDGER, LABEL_INDEX, LABEL_JOB, LABEL_JOB_UID, ledger_name,
+    ANNOTATION_COMPLETIONS, API_VERSION, FINALIZER_LEDGER, LABEL_INDEX, LABEL_JOB, LABEL_JOB_UID,
+    ledger_name,
 };
 use rota_api::{JobRevision, Resources};
 use serde_json::{Map, Value, json};
 
 use super::book::ChunkWrite;
-
-/// Annotation on Tasks: the number of indexes, for the task's environment.
-pub const ANNOTATION_COMPLETIONS: &str = "rota.dev/completions";
 
 /// A Job as its derived objects refer to it.
 #[derive(Clone, Debug)]

@@ -9,13 +9,7 @@ const BACKOFF_FIRST: SignedDuration = SignedDuration::from_secs(1);
 /// Longest wait between attempts of an index.
 const BACKOFF_MAX: SignedDuration = SignedDuration::from_secs(300);
 /// Failures of a Task that are not its own: reported by agents, and not charged.
-const NOT_ITS_FAULT: &[&str] = &[
-    "Evicted",
-    "OutOfResource",
-    "NodeLost",
-    "Fenced",
-    "StaleEpoch",
-];
+const NOT_ITS_FAULT: &[&str] = &["Evicted", "OutOfResource", "NodeLost", "Fenced", "Stopped"];
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +37,7 @@ pub fn end_of(task: &Task) -> Option<End> {
         TaskPhase::Lost => End::Taken { at_once: true },
         TaskPhase::Failed if deleted => End::Taken { at_once: true },
         TaskPhase::Failed if NOT_ITS_FAULT.contains(&reason) => End::Taken {
-            at_once: reason == "Evicted",
+            at_once: reason != "OutOfResource",
         },
         TaskPhase::Failed => End::Failed(
             status
@@ -117,10 +111,8 @@ pub fn fold(
     match end {
         End::Succeeded if batch => {
             let failures = failures_before.saturating_add(restarts);
-            Folded::Succeeded((attempt > 0 || failures > 0).then(|| LedgerAttempt {
-                next: as_i32(attempt),
-                ..entry(failures, SignedDuration::ZERO, None)
-            }))
+            let worth = attempt > 0 || failures > 0;
+            Folded::Succeeded(worth.then(|| entry(failures, SignedDuration::ZERO, None)))
         }
         // A Service's process shall run: one that ends well is started again.
         End::Succeeded => Folded::Again(entry(failures_before, BACKOFF_FIRST, Some(0))),
@@ -209,7 +201,7 @@ mod tests {
         };
         let wait = entry.not_before_time.as_ref().map(|t| t.0.as_second());
         assert_eq!((word, entry.failures, wait), expect);
-        assert_eq!(entry.next, if word == "succeeded" { 5 } else { 6 });
+        assert_eq!(entry.next, 6);
     }
 
     #[test]

@@ -122,6 +122,8 @@ pub struct Memory {
     pub(super) wakes: BTreeSet<(Timestamp, u64)>,
     /// Jobs whose status may need a word.
     pub(super) status: BTreeSet<u64>,
+    /// Where the next look at them begins.
+    pub(super) status_from: u64,
     pub(super) creating: usize,
     /// Jobs that are being deleted or are gone, until nothing of them is left.
     pub(super) leaving: BTreeSet<u64>,
@@ -159,6 +161,7 @@ impl Memory {
             expiry: BTreeSet::new(),
             wakes: BTreeSet::new(),
             status: BTreeSet::new(),
+            status_from: 0,
             creating: 0,
             leaving: BTreeSet::new(),
         }

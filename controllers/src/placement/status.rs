@@ -50,10 +50,14 @@ impl Memory {
     pub fn job_statuses(&mut self, now: Timestamp) -> (Vec<Write>, Vec<Note>) {
         let (mut writes, mut notes) = (Vec::new(), Vec::new());
         let mut later = BTreeSet::new();
-        for _ in 0..JOBS_PER_TICK {
-            let Some(serial) = self.status.pop_first() else {
+        for _ in 0..JOBS_PER_TICK.min(self.status.len()) {
+            // Round and round, so that jobs which stay in the set do not keep others out.
+            let next = self.status.range(self.status_from..).next();
+            let Some(serial) = next.or(self.status.first()).copied() else {
                 break;
             };
+            self.status.remove(&serial);
+            self.status_from = serial + 1;
             if let Some(job) = self.jobs.get_mut(&serial)
                 && summarize(job, now, &mut notes)
             {

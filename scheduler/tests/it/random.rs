@@ -179,7 +179,14 @@ impl Pair {
                 }
             })
             .collect();
-        let outcome = cycle(&mut self.real, &demands, Options { budget, ..Options::default() });
+        let outcome = cycle(
+            &mut self.real,
+            &demands,
+            Options {
+                budget,
+                ..Options::default()
+            },
+        );
         let mut placed = vec![0; demands.len()];
         for p in &outcome.placements {
             let (q, class, ..) = &wanted[p.demand as usize];
