@@ -30,11 +30,12 @@ use rustix::net::sockopt;
 use rustls::crypto::ring::{Ticketer, cipher_suite, default_provider};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -60,6 +61,8 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// TCP keepalive of accepted connections: a machine that died is noticed after idle + 3 intervals.
 /// Tunnels rely on these (their peer is declared gone when the kernel closes the connection).
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(5), Duration::from_secs(2), 3);
+/// First byte of every TLS connection: a handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// Sent to clients that speak plain HTTP.
 const PLAIN_HTTP_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: 72\r\n\r\nThis port speaks HTTPS only: use https:// and the cluster's certificate\n";
 
@@ -239,12 +242,12 @@ impl Front {
         peer: SocketAddr,
         _permit: OwnedSemaphorePermit,
     ) {
-        let handshake = self.tls.acceptor().accept(stream).into_fallible();
+        let handshake = timeout(self.options.handshake_timeout, self.handshake(stream));
         let stream = tokio::select! {
             () = self.shutdown.cancelled() => return,
-            done = timeout(self.options.handshake_timeout, handshake) => match done {
+            done = handshake => match done {
                 Ok(Ok(stream)) => stream,
-                Ok(Err((e, stream))) => return refuse(stream, &e, peer).await,
+                Ok(Err(e)) => return tracing::debug!(%peer, error = %e, "TLS handshake failed"),
                 Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
             },
         };
@@ -303,6 +306,22 @@ impl Front {
         }
     }
 
+    /// TLS; a peer that begins with anything else gets an answer in plain HTTP.
+    async fn handshake(&self, mut stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let mut first = [0];
+        // Looked at before rustls does, which would put an alert before the answer.
+        if stream.peek(&mut first).await? == 1 && first[0] != TLS_HANDSHAKE {
+            stream.write_all(PLAIN_HTTP_ANSWER).await?;
+            stream.shutdown().await?;
+            // What the client sent must be read: closing with unread bytes resets the connection,
+            // and the answer with it.
+            let mut rest = [0; 1024];
+            while stream.read(&mut rest).await? > 0 {}
+            return Err(io::Error::other("the client does not speak TLS"));
+        }
+        self.tls.acceptor().accept(stream).await
+    }
+
     /// Runs a connection to its end, a stop, or a time-out.
     async fn drive<C>(
         &self,
@@ -343,17 +362,6 @@ impl Front {
             }
         }
     }
-}
-
-/// Ends a connection whose handshake failed; one that tried plain HTTP gets an answer.
-async fn refuse(mut stream: TcpStream, e: &io::Error, peer: SocketAddr) {
-    let tls = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-    if matches!(tls, Some(rustls::Error::InvalidMessage(_))) {
-        let answer = stream.write_all(PLAIN_HTTP_ANSWER);
-        let _ = timeout(Duration::from_secs(1), answer).await;
-        let _ = stream.shutdown().await;
-    }
-    tracing::debug!(%peer, error = %e, "TLS handshake failed");
 }
 
 /// What a connection has been doing, for its idle watch.

@@ -8,10 +8,9 @@ use axum::Extension;
 use axum::routing::{get, post};
 use rustls::ClientConfig;
 use std::time::Instant;
-use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::client::TlsStream as ClientStream;
 
 struct Server {
     address: SocketAddr,
@@ -71,7 +70,11 @@ async fn start(options: Options) -> Server {
 }
 
 impl Server {
-    async fn connect(&self, who: Option<&Issued>, alpn: &[u8]) -> io::Result<TlsStream<TcpStream>> {
+    async fn connect(
+        &self,
+        who: Option<&Issued>,
+        alpn: &[u8],
+    ) -> io::Result<ClientStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.pki.ca_der().clone()).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
@@ -94,12 +97,12 @@ impl Server {
             .await
     }
 
-    async fn h1(&self) -> TlsStream<TcpStream> {
+    async fn h1(&self) -> ClientStream<TcpStream> {
         self.connect(None, b"http/1.1").await.unwrap()
     }
 
     fn issue(&self, user: &str) -> Issued {
-        self.pki.issue_client(user, &["g"], ADMIN_LIFE).unwrap()
+        self.pki.issue_client(user, "g", ADMIN_LIFE).unwrap()
     }
 }
 
@@ -254,7 +257,11 @@ async fn heads_are_bounded_and_bodies_are_not_mistaken_for_heads() {
     );
     let _ = s.write_all(long.as_bytes()).await;
     let answer = read_until(&mut s, "\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    // The rest of the head was not read, so the close may overtake the answer.
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
     let mut s = server.h1().await;
     let many = format!(
         "GET /who HTTP/1.1\r\nhost: x\r\n{}\r\n",

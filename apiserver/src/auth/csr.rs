@@ -36,7 +36,7 @@ pub fn handle(pki: &Pki, user: &User, body: &[u8]) -> ApiResult<Value> {
         .sign_client(
             &request.key,
             &format!("{USER_NODE_PREFIX}{}", request.node),
-            &[GROUP_NODES],
+            GROUP_NODES,
             NODE_LIFE,
         )
         .map_err(|e| ApiError::internal(e.to_string()))?;

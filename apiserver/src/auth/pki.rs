@@ -196,15 +196,15 @@ impl Pki {
         &self.server
     }
 
-    /// A new key and client certificate for a user and groups.
+    /// A new key and client certificate for a user and its group.
     pub fn issue_client(
         &self,
         user: &str,
-        groups: &[&str],
+        group: &str,
         life: Duration,
     ) -> Result<Issued, PkiError> {
         let key = new_key()?;
-        let certificate = self.sign_client(&key, user, groups, life)?;
+        let certificate = self.sign_client(&key, user, group, life)?;
         Ok(Issued {
             certificate,
             key: key.serialize_pem(),
@@ -217,16 +217,14 @@ impl Pki {
         &self,
         key: &impl PublicKeyData,
         user: &str,
-        groups: &[&str],
+        group: &str,
         life: Duration,
     ) -> Result<String, PkiError> {
         let mut params = leaf_params(life);
         params.distinguished_name.push(DnType::CommonName, user);
-        for group in groups {
-            params
-                .distinguished_name
-                .push(DnType::OrganizationName, *group);
-        }
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         Ok(params.signed_by(key, &self.issuer)?.pem())
     }
@@ -580,7 +578,7 @@ mod tests {
         let dir = dir();
         let pki = Pki::ensure(&dir, &[]).unwrap();
         let issued = pki
-            .issue_client("system:admin", &["system:masters"], ADMIN_LIFE)
+            .issue_client("system:admin", "system:masters", ADMIN_LIFE)
             .unwrap();
         let text = pki.kubeconfig("https://127.0.0.1:7443", "system:admin", &issued);
         let config: serde_json::Value = serde_yaml::from_str(&text).unwrap();
