@@ -1,0 +1,95 @@
+//! Which store a server keeps its objects in, from its flags.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rota_store::{EmbeddedOptions, Store, StoreConfig, StoreError};
+
+use crate::fail::{Fail, Result};
+
+/// Flags of the store.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct StorageArgs {
+    /// Keep objects in this etcd cluster instead of the data directory
+    #[arg(
+        long,
+        value_name = "URL,..",
+        value_delimiter = ',',
+        help_heading = "Store"
+    )]
+    etcd_endpoints: Vec<String>,
+    /// CA certificate of the etcd servers
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "etcd_endpoints",
+        help_heading = "Store"
+    )]
+    etcd_ca: Option<PathBuf>,
+    /// Client certificate for etcd
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "etcd_key",
+        help_heading = "Store"
+    )]
+    etcd_cert: Option<PathBuf>,
+    /// Key of the client certificate for etcd
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "etcd_cert",
+        help_heading = "Store"
+    )]
+    etcd_key: Option<PathBuf>,
+}
+
+impl StorageArgs {
+    /// Opens the store; the embedded one is in `dir`.
+    pub async fn open(&self, dir: &Path) -> Result<Arc<dyn Store>> {
+        let config = if self.etcd_endpoints.is_empty() {
+            StoreConfig::Embedded {
+                dir: dir.into(),
+                options: EmbeddedOptions::default(),
+            }
+        } else {
+            self.etcd()?
+        };
+        let place = match &config {
+            StoreConfig::Embedded { dir, .. } => format!("the store in {}", dir.display()),
+            _ => format!("the store at {}", self.etcd_endpoints.join(", ")),
+        };
+        rota_store::open(config).await.map_err(|e| {
+            let remedy = match &e {
+                StoreError::Corrupt(_) => {
+                    "restore it from a backup, or move it away to start empty"
+                }
+                _ if self.etcd_endpoints.is_empty() => {
+                    "check that no other process uses it, its owner, and the free space"
+                }
+                _ => "check that etcd runs, the endpoints, and the certificates given with --etcd-ca, --etcd-cert and --etcd-key",
+            };
+            Fail::new(format!("cannot open {place}: {e}"), remedy)
+        })
+    }
+
+    #[cfg(feature = "etcd")]
+    fn etcd(&self) -> Result<StoreConfig> {
+        let options = rota_store::EtcdOptions {
+            endpoints: self.etcd_endpoints.clone(),
+            ca: self.etcd_ca.clone(),
+            cert: self.etcd_cert.clone(),
+            key: self.etcd_key.clone(),
+            ..Default::default()
+        };
+        Ok(StoreConfig::Etcd(options))
+    }
+
+    #[cfg(not(feature = "etcd"))]
+    fn etcd(&self) -> Result<StoreConfig> {
+        Err(Fail::new(
+            "this build has no etcd backend",
+            "leave --etcd-endpoints out, or build with the feature etcd (the default)",
+        ))
+    }
+}
