@@ -363,6 +363,22 @@ impl Drop for Cluster {
             for line in tail.iter().rev() {
                 eprintln!("{line}");
             }
+            for node in std::fs::read_dir(self.data_dir.join("nodes"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let log =
+                    std::fs::read_to_string(node.path().join("agent.log")).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(20).collect();
+                eprintln!(
+                    "--- last lines of the agent in {} ---",
+                    node.path().display()
+                );
+                for line in tail.iter().rev() {
+                    eprintln!("{line}");
+                }
+            }
         }
         let data_dir = self.data_dir.to_string_lossy().into_owned();
         // Stopped processes take no SIGTERM.

@@ -34,15 +34,7 @@ pub fn rota_bin() -> &'static Path {
         let mut build = Command::new(env!("CARGO"));
         build
             .current_dir(root())
-            .args([
-                "build",
-                "--quiet",
-                "--locked",
-                "-p",
-                "rota",
-                "-p",
-                "rota-supervisor",
-            ])
+            .args(["build", "--quiet", "--locked", "-p", "rota"])
             .env("CARGO_TARGET_DIR", target);
         if profile_dir.ends_with("release") {
             build.arg("--release");
