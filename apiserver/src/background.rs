@@ -24,16 +24,30 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// The caller of what the server does by itself.
 pub fn itself() -> Caller {
-    Caller { user: User::new("system:apiserver", &[rota_api::names::GROUP_MASTERS]), fence: None }
+    Caller {
+        user: User::new("system:apiserver", &[rota_api::names::GROUP_MASTERS]),
+        fence: None,
+    }
 }
 
 /// Creates the namespaces and the queue that every cluster has. What exists stays as it is.
 pub async fn bootstrap(server: &Server) -> ApiResult<()> {
     let caller = itself();
-    let mut wanted: Vec<(&str, &str, Value)> = ["default", "kube-system", NODE_LEASE_NAMESPACE, SYSTEM_NAMESPACE]
-        .into_iter()
-        .map(|name| ("", "namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})))
-        .collect();
+    let mut wanted: Vec<(&str, &str, Value)> = [
+        "default",
+        "kube-system",
+        NODE_LEASE_NAMESPACE,
+        SYSTEM_NAMESPACE,
+    ]
+    .into_iter()
+    .map(|name| {
+        (
+            "",
+            "namespaces",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )
+    })
+    .collect();
     wanted.push((
         rota_api::names::GROUP,
         "queues",
@@ -45,7 +59,10 @@ pub async fn bootstrap(server: &Server) -> ApiResult<()> {
         if server.cached(served, "", &name).is_some() {
             continue;
         }
-        let body = Decoded { value, duplicates: Vec::new() };
+        let body = Decoded {
+            value,
+            duplicates: Vec::new(),
+        };
         match create::create(server, &caller, served, "", body, WriteOptions::default()).await {
             Ok(_) => {}
             Err(e) if e.reason == "AlreadyExists" => {}
@@ -81,10 +98,16 @@ pub async fn sweep(server: Arc<Server>) {
             if served.kind.ttl_seconds.is_none() || served.view {
                 continue;
             }
-            match server.store.expire(&served.prefix, create::unix_now()).await {
+            match server
+                .store
+                .expire(&served.prefix, create::unix_now())
+                .await
+            {
                 Ok(0) => {}
                 Ok(n) => tracing::debug!(kind = served.kind.kind, removed = n, "expired"),
-                Err(e) => tracing::warn!(kind = served.kind.kind, error = %e, "expiry failed; it is tried again later"),
+                Err(e) => {
+                    tracing::warn!(kind = served.kind.kind, error = %e, "expiry failed; it is tried again later")
+                }
             }
         }
     }

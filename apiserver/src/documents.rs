@@ -38,7 +38,10 @@ impl Documents {
             let path = if kind.group.is_empty() {
                 format!("api/{}", kind.version)
             } else {
-                discovery.extend(discovery::api_group(kinds, kind.group).map(|d| (format!("apis/{}", kind.group), bytes(d))));
+                discovery.extend(
+                    discovery::api_group(kinds, kind.group)
+                        .map(|d| (format!("apis/{}", kind.group), bytes(d))),
+                );
                 format!("apis/{}/{}", kind.group, kind.version)
             };
             discovery.extend(resources.map(|d| (path, bytes(d))));
@@ -58,39 +61,62 @@ impl Documents {
     /// The document at a path, if there is one.
     pub fn get(&self, path: &[String], headers: &HeaderMap) -> Option<Response> {
         let joined = path.join("/");
-        let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
+        let accept = headers
+            .get(header::ACCEPT)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("");
         match joined.as_str() {
             "api" | "apis" => {
                 if let Some(version) = aggregated_version(accept) {
-                    let body = if joined == "api" { &self.aggregated_core } else { &self.aggregated_groups };
+                    let body = if joined == "api" {
+                        &self.aggregated_core
+                    } else {
+                        &self.aggregated_groups
+                    };
                     let body = if version == "v2" {
                         body.clone()
                     } else {
-                        String::from_utf8_lossy(body).replace("apidiscovery.k8s.io/v2\"", "apidiscovery.k8s.io/v2beta1\"").into()
+                        String::from_utf8_lossy(body)
+                            .replace("apidiscovery.k8s.io/v2\"", "apidiscovery.k8s.io/v2beta1\"")
+                            .into()
                     };
-                    let content = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+                    let content = format!(
+                        "application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList"
+                    );
                     return Some(answer(body, &content, headers));
                 }
-                self.discovery.get(&joined).map(|b| answer(b.clone(), "application/json", headers))
+                self.discovery
+                    .get(&joined)
+                    .map(|b| answer(b.clone(), "application/json", headers))
             }
             "openapi/v3" => {
-                let body = self.v3_index.get_or_init(|| openapi::v3_index(&self.kinds).to_string().into());
+                let body = self
+                    .v3_index
+                    .get_or_init(|| openapi::v3_index(&self.kinds).to_string().into());
                 Some(answer(body.clone(), "application/json", headers))
             }
             "openapi/v2" => {
                 if accept.contains("protobuf") {
-                    let body = self.v2_protobuf.get_or_init(|| openapi::v2_protobuf(&self.kinds).into());
+                    let body = self
+                        .v2_protobuf
+                        .get_or_init(|| openapi::v2_protobuf(&self.kinds).into());
                     return Some(answer(body.clone(), V2_PROTOBUF, headers));
                 }
-                let body = self.v2_json.get_or_init(|| openapi::v2_json(&self.kinds).to_string().into());
+                let body = self
+                    .v2_json
+                    .get_or_init(|| openapi::v2_json(&self.kinds).to_string().into());
                 Some(answer(body.clone(), "application/json", headers))
             }
             other => match other.strip_prefix("openapi/v3/") {
                 Some(group) => {
                     let all = self.v3.get_or_init(|| self.all_v3());
-                    all.get(group).map(|b| answer(b.clone(), "application/json", headers))
+                    all.get(group)
+                        .map(|b| answer(b.clone(), "application/json", headers))
                 }
-                None => self.discovery.get(other).map(|b| answer(b.clone(), "application/json", headers)),
+                None => self
+                    .discovery
+                    .get(other)
+                    .map(|b| answer(b.clone(), "application/json", headers)),
             },
         }
     }
@@ -98,7 +124,11 @@ impl Documents {
     fn all_v3(&self) -> BTreeMap<String, Bytes> {
         let mut all = BTreeMap::new();
         for kind in &self.kinds {
-            let path = if kind.group.is_empty() { format!("api/{}", kind.version) } else { format!("apis/{}/{}", kind.group, kind.version) };
+            let path = if kind.group.is_empty() {
+                format!("api/{}", kind.version)
+            } else {
+                format!("apis/{}/{}", kind.group, kind.version)
+            };
             if let Some(doc) = openapi::v3_group(&self.kinds, &path) {
                 all.insert(path, doc.to_string().into());
             }
@@ -123,14 +153,26 @@ fn aggregated_version(accept: &str) -> Option<&'static str> {
 }
 
 fn answer(body: Bytes, content_type: &str, headers: &HeaderMap) -> Response {
-    let tag = format!("\"{}\"", hex(&ring::digest::digest(&ring::digest::SHA256, &body).as_ref()[..16]));
-    let unchanged = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
-    let mut response = Response::new(if unchanged { axum::body::Body::empty() } else { body.into() });
+    let tag = format!(
+        "\"{}\"",
+        hex(&ring::digest::digest(&ring::digest::SHA256, &body).as_ref()[..16])
+    );
+    let unchanged = headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|v| v.as_bytes() == tag.as_bytes());
+    let mut response = Response::new(if unchanged {
+        axum::body::Body::empty()
+    } else {
+        body.into()
+    });
     if unchanged {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     let out = response.headers_mut();
-    if let (Ok(tag), Ok(content_type)) = (HeaderValue::from_str(&tag), HeaderValue::from_str(content_type)) {
+    if let (Ok(tag), Ok(content_type)) = (
+        HeaderValue::from_str(&tag),
+        HeaderValue::from_str(content_type),
+    ) {
         out.insert(header::ETAG, tag);
         out.insert(header::CONTENT_TYPE, content_type);
     }

@@ -80,7 +80,14 @@ impl ApiServer {
     /// store is away for longer than 30 s this returns all the same: /readyz says 503 until it is back.
     pub async fn start(store: Arc<dyn Store>, config: Config) -> Arc<ApiServer> {
         let metrics = metrics::Metrics::new(config.registry);
-        let server = Arc::new(Server::new(store, config.kinds, config.pki, config.advertise, metrics, CancellationToken::new()));
+        let server = Arc::new(Server::new(
+            store,
+            config.kinds,
+            config.pki,
+            config.advertise,
+            metrics,
+            CancellationToken::new(),
+        ));
         let cache = server.cache.clone();
         let stop = server.stop.clone();
         tokio::spawn(async move { cache.run(stop).await });
@@ -100,7 +107,9 @@ impl ApiServer {
         let _ = tokio::time::timeout(START_WAIT, ready).await;
         tokio::spawn(background::sweep(server.clone()));
         tokio::spawn(verbs::logs::record_tunnels(server.clone()));
-        let router = Router::new().fallback(router::handle).with_state(server.clone());
+        let router = Router::new()
+            .fallback(router::handle)
+            .with_state(server.clone());
         Arc::new(ApiServer { server, router })
     }
 
@@ -141,21 +150,26 @@ impl TokenLookup for Server {
     fn bootstrap(&self, id: &str) -> Option<TokenRecord> {
         let secrets = self.known("", "secrets").ok()?;
         let name = format!("bootstrap-token-{id}");
-        let value = self.cached(secrets, rota_api::names::SYSTEM_NAMESPACE, &name)?.value();
+        let value = self
+            .cached(secrets, rota_api::names::SYSTEM_NAMESPACE, &name)?
+            .value();
         if value["type"] != "bootstrap.rota.dev/token" {
             return None;
         }
         let text = |key: &str| {
             use base64::Engine;
-            let bytes = base64::engine::general_purpose::STANDARD.decode(value["data"][key].as_str()?).ok()?;
+            let bytes = base64::engine::general_purpose::STANDARD
+                .decode(value["data"][key].as_str()?)
+                .ok()?;
             String::from_utf8(bytes).ok()
         };
-        let expiration = match text("expiration") {
-            None => None,
-            // An expiration that cannot be read must not turn into a token for ever.
-            Some(t) => Some(t.trim().parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
-        };
-        Some(TokenRecord { hash: text("hash")?, expiration })
+        // An expiration that cannot be read must not turn into a token for ever.
+        let expiration =
+            text("expiration").map(|t| t.trim().parse().unwrap_or(jiff::Timestamp::UNIX_EPOCH));
+        Some(TokenRecord {
+            hash: text("hash")?,
+            expiration,
+        })
     }
 }
 

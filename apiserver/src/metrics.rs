@@ -62,7 +62,9 @@ impl Metrics {
         let m = Metrics {
             registry: registry.clone(),
             requests: Family::default(),
-            seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_1, 2.0, 18))),
+            seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_1, 2.0, 18))
+            }),
             objects: Family::default(),
             bytes: Family::default(),
             watchers: Family::default(),
@@ -74,26 +76,78 @@ impl Metrics {
             tunnels: Gauge::default(),
         };
         let mut r = registry.lock();
-        r.register("rota_api_requests", "Requests answered, by verb, resource and code", m.requests.clone());
-        r.register("rota_api_request_seconds", "Time to the answer's head, watches excluded", m.seconds.clone());
-        r.register("rota_api_objects", "Objects in the watch cache", m.objects.clone());
-        r.register("rota_api_object_bytes", "Bytes of objects in the watch cache", m.bytes.clone());
-        r.register("rota_api_watchers", "Watches that are open", m.watchers.clone());
-        r.register("rota_store_commits", "Transactions that applied since start", m.store_commits.clone());
-        r.register("rota_store_writes", "Writes in them", m.store_writes.clone());
-        r.register("rota_store_groups", "Synced groups that carried them", m.store_groups.clone());
-        r.register("rota_store_conflicts", "Transactions refused by a guard", m.store_conflicts.clone());
-        r.register("rota_store_failures", "Store calls that ended unavailable or unknown", m.store_failures.clone());
-        r.register("rota_api_tunnels", "Agents connected to this server", m.tunnels.clone());
+        r.register(
+            "rota_api_requests",
+            "Requests answered, by verb, resource and code",
+            m.requests.clone(),
+        );
+        r.register(
+            "rota_api_request_seconds",
+            "Time to the answer's head, watches excluded",
+            m.seconds.clone(),
+        );
+        r.register(
+            "rota_api_objects",
+            "Objects in the watch cache",
+            m.objects.clone(),
+        );
+        r.register(
+            "rota_api_object_bytes",
+            "Bytes of objects in the watch cache",
+            m.bytes.clone(),
+        );
+        r.register(
+            "rota_api_watchers",
+            "Watches that are open",
+            m.watchers.clone(),
+        );
+        r.register(
+            "rota_store_commits",
+            "Transactions that applied since start",
+            m.store_commits.clone(),
+        );
+        r.register(
+            "rota_store_writes",
+            "Writes in them",
+            m.store_writes.clone(),
+        );
+        r.register(
+            "rota_store_groups",
+            "Synced groups that carried them",
+            m.store_groups.clone(),
+        );
+        r.register(
+            "rota_store_conflicts",
+            "Transactions refused by a guard",
+            m.store_conflicts.clone(),
+        );
+        r.register(
+            "rota_store_failures",
+            "Store calls that ended unavailable or unknown",
+            m.store_failures.clone(),
+        );
+        r.register(
+            "rota_api_tunnels",
+            "Agents connected to this server",
+            m.tunnels.clone(),
+        );
         drop(r);
         m
     }
 
     /// Counts one request.
     pub fn request(&self, verb: &'static str, resource: &str, code: u16, took: Duration) {
-        self.requests.get_or_create(&RequestLabels { verb, resource: resource.to_string(), code }).inc();
+        self.requests
+            .get_or_create(&RequestLabels {
+                verb,
+                resource: resource.to_string(),
+                code,
+            })
+            .inc();
         if verb != "watch" {
-            self.seconds.get_or_create(&VerbLabels { verb }).observe(took.as_secs_f64());
+            self.seconds
+                .get_or_create(&VerbLabels { verb })
+                .observe(took.as_secs_f64());
         }
     }
 
@@ -103,12 +157,16 @@ impl Metrics {
             if served.view {
                 continue;
             }
-            let labels = KindLabels { resource: served.kind.qualified() };
+            let labels = KindLabels {
+                resource: served.kind.qualified(),
+            };
             let cache = server.cache.kind(served.cache);
             let (count, bytes) = cache.size();
             self.objects.get_or_create(&labels).set(count as i64);
             self.bytes.get_or_create(&labels).set(bytes as i64);
-            self.watchers.get_or_create(&labels).set(cache.watchers() as i64);
+            self.watchers
+                .get_or_create(&labels)
+                .set(cache.watchers() as i64);
         }
         let stats = server.store.stats();
         self.store_commits.set(stats.commits as i64);

@@ -30,7 +30,10 @@ pub fn encode(object: &Value) -> Bytes {
     out.extend_from_slice(b"\",\"kind\":\"");
     out.extend_from_slice(text("kind").as_bytes());
     out.extend_from_slice(b"\",\"metadata\":{");
-    let meta = top.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    let meta = top
+        .get("metadata")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
     write_members(&mut out, meta, &["resourceVersion"], true);
     out.push(b'}');
     write_members(&mut out, top, &["apiVersion", "kind", "metadata"], false);
@@ -70,7 +73,10 @@ pub fn splice(stored: &[u8], offset: usize, version: Version) -> Bytes {
 /// Ready bytes with another version, for the last state of a deleted object.
 pub fn resplice(ready: &[u8], offset: usize, version: Version) -> Bytes {
     let start = offset + RV_KEY.len();
-    let Some(tail) = ready.get(start..).and_then(|t| t.iter().position(|b| *b == b'"').map(|e| &t[e..])) else {
+    let Some(tail) = ready
+        .get(start..)
+        .and_then(|t| t.iter().position(|b| *b == b'"').map(|e| &t[e..]))
+    else {
         return Bytes::copy_from_slice(ready);
     };
     let mut out = BytesMut::with_capacity(ready.len() + 8);
@@ -114,7 +120,13 @@ impl Object {
     /// From stored bytes.
     pub fn new(key: Arc<str>, stored: &[u8], version: Version, index: &FieldIndex) -> Self {
         let (labels, fields) = index.extract(stored);
-        Object { key, version, bytes: splice(stored, index.offset, version), labels, fields }
+        Object {
+            key,
+            version,
+            bytes: splice(stored, index.offset, version),
+            labels,
+            fields,
+        }
     }
 
     /// The same object as it looks in the event of its deletion.
@@ -140,7 +152,10 @@ impl Object {
 
     /// A label's value.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
+        self.labels
+            .iter()
+            .find(|(k, _)| &**k == key)
+            .map(|(_, v)| &**v)
     }
 
     /// The whole object, parsed. Ready bytes are our own, so a failure is damage in the store.
@@ -177,15 +192,26 @@ impl FieldIndex {
             }
             node.slot = Some(i);
         }
-        FieldIndex { root, count: paths.len(), offset }
+        FieldIndex {
+            root,
+            count: paths.len(),
+            offset,
+        }
     }
 
     #[allow(clippy::type_complexity)]
     fn extract(&self, bytes: &[u8]) -> (Box<[(Box<str>, Box<str>)]>, Box<[Box<str>]>) {
-        let mut found = Found { labels: Vec::new(), fields: vec![Box::from(""); self.count] };
+        let mut found = Found {
+            labels: Vec::new(),
+            fields: vec![Box::from(""); self.count],
+        };
         let mut de = serde_json::Deserializer::from_slice(bytes);
         // Only damaged bytes fail here; then the object is served but matches no selector.
-        let _ = Seed { node: &self.root, found: &mut found }.deserialize(&mut de);
+        let _ = Seed {
+            node: &self.root,
+            found: &mut found,
+        }
+        .deserialize(&mut de);
         (found.labels.into(), found.fields.into())
     }
 }
@@ -242,7 +268,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
         }
         while let Some(child) = map.next_key_seed(KeySeed(self.node))? {
             match child {
-                Some(i) => map.next_value_seed(Seed { node: &self.node.children[i].1, found: self.found })?,
+                Some(i) => map.next_value_seed(Seed {
+                    node: &self.node.children[i].1,
+                    found: self.found,
+                })?,
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -314,7 +343,10 @@ mod tests {
         let mut want = object.clone();
         want["metadata"]["resourceVersion"] = json!("42");
         assert_eq!(o.value(), want);
-        assert_eq!((o.namespace(), o.name(), o.label("l")), ("n", "x", Some("v")));
+        assert_eq!(
+            (o.namespace(), o.name(), o.label("l")),
+            ("n", "x", Some("v"))
+        );
         assert_eq!(&*o.fields[0], "\"b\"");
         let gone = o.deleted_at(1043, index.offset);
         want["metadata"]["resourceVersion"] = json!("1043");

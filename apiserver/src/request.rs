@@ -53,7 +53,10 @@ impl Query {
 
     /// A parameter that is present and not empty.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str).filter(|v| !v.is_empty())
+        self.0
+            .get(key)
+            .map(String::as_str)
+            .filter(|v| !v.is_empty())
     }
 
     /// The same query, choosing one object by name as well.
@@ -79,7 +82,9 @@ impl Query {
 
     /// A non-negative integer parameter.
     pub fn number(&self, key: &str) -> ApiResult<Option<u64>> {
-        let Some(text) = self.get(key) else { return Ok(None) };
+        let Some(text) = self.get(key) else {
+            return Ok(None);
+        };
         match text.parse::<i64>() {
             Ok(n) if n >= 0 => Ok(Some(n as u64)),
             Ok(_) => Err(bad_parameter(key, text, "must not be negative")),
@@ -91,19 +96,27 @@ impl Query {
 /// 400 about one query parameter.
 pub fn bad_parameter(key: &str, value: &str, why: &str) -> ApiError {
     let shown: String = value.chars().take(100).collect();
-    ApiError::bad_request(format!("query parameter {key}={shown:?} is invalid: it {why}"))
+    ApiError::bad_request(format!(
+        "query parameter {key}={shown:?} is invalid: it {why}"
+    ))
 }
 
 /// Reads a path. Empty segments and a trailing slash are ignored where Kubernetes' own clients send them.
 pub fn target(path: &str) -> ApiResult<Target> {
     if path.len() > URI_MAX {
-        return Err(ApiError::new(414, "BadRequest", "the request path is too long"));
+        return Err(ApiError::new(
+            414,
+            "BadRequest",
+            "the request path is too long",
+        ));
     }
     let mut segments = Vec::new();
     for raw in path.split('/').filter(|s| !s.is_empty()) {
         let segment = decode(raw, false)?;
         if segment.contains('/') || segment.contains('\0') || segment == "." || segment == ".." {
-            return Err(ApiError::bad_request(format!("path segment {segment:?} is not allowed")));
+            return Err(ApiError::bad_request(format!(
+                "path segment {segment:?} is not allowed"
+            )));
         }
         segments.push(segment);
     }
@@ -112,11 +125,19 @@ pub fn target(path: &str) -> ApiResult<Target> {
             let version = segments[1].clone();
             Some((String::new(), version, &segments[2..]))
         }
-        Some("apis") if segments.len() > 3 => Some((segments[1].clone(), segments[2].clone(), &segments[3..])),
+        Some("apis") if segments.len() > 3 => {
+            Some((segments[1].clone(), segments[2].clone(), &segments[3..]))
+        }
         _ => None,
     };
-    let Some((group, version, rest)) = rest else { return Ok(Target::Other(segments)) };
-    let mut path = ResourcePath { group, version, ..ResourcePath::default() };
+    let Some((group, version, rest)) = rest else {
+        return Ok(Target::Other(segments));
+    };
+    let mut path = ResourcePath {
+        group,
+        version,
+        ..ResourcePath::default()
+    };
     let parts: Vec<&str> = rest.iter().map(String::as_str).collect();
     let tail: &[&str] = match parts.as_slice() {
         ["namespaces"] => &["namespaces"],
@@ -177,10 +198,16 @@ fn decode(raw: &str, plus_is_space: bool) -> ApiResult<String> {
     while i < bytes.len() {
         match bytes[i] {
             b'%' => {
-                let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok());
+                let hex = bytes
+                    .get(i + 1..i + 3)
+                    .and_then(|h| std::str::from_utf8(h).ok());
                 match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
                     Some(b) => out.push(b),
-                    None => return Err(ApiError::bad_request("invalid percent-encoding in the request URI")),
+                    None => {
+                        return Err(ApiError::bad_request(
+                            "invalid percent-encoding in the request URI",
+                        ));
+                    }
                 }
                 i += 3;
             }
@@ -211,9 +238,21 @@ mod tests {
     #[test]
     fn reads_resource_paths() {
         let p = path("/apis/rota.dev/v1/namespaces/a/jobs/x/status");
-        assert_eq!((&*p.group, &*p.namespace, &*p.plural, &*p.name, &*p.subresource), ("rota.dev", "a", "jobs", "x", "status"));
+        assert_eq!(
+            (
+                &*p.group,
+                &*p.namespace,
+                &*p.plural,
+                &*p.name,
+                &*p.subresource
+            ),
+            ("rota.dev", "a", "jobs", "x", "status")
+        );
         let p = path("/api/v1/namespaces/a");
-        assert_eq!((&*p.plural, &*p.name, &*p.namespace), ("namespaces", "a", ""));
+        assert_eq!(
+            (&*p.plural, &*p.name, &*p.namespace),
+            ("namespaces", "a", "")
+        );
         let p = path("/api/v1/namespaces/a/finalize");
         assert_eq!((&*p.plural, &*p.subresource), ("namespaces", "finalize"));
         let p = path("/api/v1/nodes/");
@@ -223,7 +262,13 @@ mod tests {
 
     #[test]
     fn refuses_hostile_paths() {
-        for p in ["/api/v1/namespaces/a/secrets/%2e%2e%2fx", "/api/v1/nodes/%00", "/api/v1/nodes/%zz", "/api/v1/nodes/%ff", "/api/v1/nodes/.."] {
+        for p in [
+            "/api/v1/namespaces/a/secrets/%2e%2e%2fx",
+            "/api/v1/nodes/%00",
+            "/api/v1/nodes/%zz",
+            "/api/v1/nodes/%ff",
+            "/api/v1/nodes/..",
+        ] {
             assert!(target(p).is_err(), "{p}");
         }
     }
@@ -234,6 +279,10 @@ mod tests {
         assert_eq!(q.number("limit"), Ok(Some(500)));
         assert_eq!(q.get("labelSelector"), Some("a=b,c"));
         assert_eq!(q.flag("watch"), Ok(true));
-        assert!(Query::parse(Some("limit=-1")).and_then(|q| q.number("limit")).is_err());
+        assert!(
+            Query::parse(Some("limit=-1"))
+                .and_then(|q| q.number("limit"))
+                .is_err()
+        );
     }
 }

@@ -37,7 +37,9 @@ const ACCEPTED: &str = "application/json, application/json;as=Table;v=v1;g=meta.
 pub fn negotiate(headers: &HeaderMap, query: &Query) -> ApiResult<Format> {
     let mut any = false;
     for value in headers.get_all(header::ACCEPT) {
-        let text = value.to_str().map_err(|_| ApiError::not_acceptable(ACCEPTED))?;
+        let text = value
+            .to_str()
+            .map_err(|_| ApiError::not_acceptable(ACCEPTED))?;
         for choice in text.split(',').map(str::trim).filter(|c| !c.is_empty()) {
             any = true;
             let mut parts = choice.split(';').map(str::trim);
@@ -65,27 +67,38 @@ pub fn negotiate(headers: &HeaderMap, query: &Query) -> ApiResult<Format> {
                             return Err(ApiError::new(
                                 422,
                                 "Invalid",
-                                format!("includeObject: Invalid value: {other:?}: must be None, Metadata or Object"),
+                                format!(
+                                    "includeObject: Invalid value: {other:?}: must be None, Metadata or Object"
+                                ),
                             ));
                         }
                     };
                     return Ok(Format::Table(include));
                 }
-                "PartialObjectMetadata" | "PartialObjectMetadataList" if matches!(version, "v1" | "v1beta1") => {
+                "PartialObjectMetadata" | "PartialObjectMetadataList"
+                    if matches!(version, "v1" | "v1beta1") =>
+                {
                     return Ok(Format::Partial);
                 }
                 _ => {}
             }
         }
     }
-    if any { Err(ApiError::not_acceptable(ACCEPTED)) } else { Ok(Format::Object) }
+    if any {
+        Err(ApiError::not_acceptable(ACCEPTED))
+    } else {
+        Ok(Format::Object)
+    }
 }
 
 /// A JSON answer from ready bytes.
 pub fn json_bytes(code: u16, bytes: Bytes) -> Response {
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     response
 }
 
@@ -133,8 +146,17 @@ impl ListBody {
     /// `head` ends with `"items":[`.
     pub fn new(head: Bytes, items: Vec<Arc<Object>>) -> Self {
         let commas = items.len().saturating_sub(1) as u64;
-        let left = head.len() as u64 + items.iter().map(|o| o.bytes.len() as u64).sum::<u64>() + commas + 2;
-        ListBody { head: Some(head), items, next: 0, tail: true, left }
+        let left = head.len() as u64
+            + items.iter().map(|o| o.bytes.len() as u64).sum::<u64>()
+            + commas
+            + 2;
+        ListBody {
+            head: Some(head),
+            items,
+            next: 0,
+            tail: true,
+            left,
+        }
     }
 }
 
@@ -142,7 +164,10 @@ impl http_body::Body for ListBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if !self.tail {
             return Poll::Ready(None);
         }
@@ -177,5 +202,8 @@ impl http_body::Body for ListBody {
 
 /// Head of a list body, up to and with `"items":[`.
 pub fn list_head(api_version: &str, list_kind: &str, metadata: &Value) -> Bytes {
-    format!(r#"{{"kind":"{list_kind}","apiVersion":"{api_version}","metadata":{metadata},"items":["#).into()
+    format!(
+        r#"{{"kind":"{list_kind}","apiVersion":"{api_version}","metadata":{metadata},"items":["#
+    )
+    .into()
 }

@@ -52,7 +52,10 @@ pub struct Lanes {
 
 impl Default for Lanes {
     fn default() -> Self {
-        Lanes { users: Semaphore::new(LANE_USERS), system: Semaphore::new(LANE_SYSTEM) }
+        Lanes {
+            users: Semaphore::new(LANE_USERS),
+            system: Semaphore::new(LANE_SYSTEM),
+        }
     }
 }
 
@@ -71,8 +74,18 @@ pub async fn handle(State(server): State<Arc<Server>>, request: Request<Body>) -
     });
     let code = response.status().as_u16();
     let took = started.elapsed();
-    server.metrics.request(info.verb, &info.resource, code, took);
-    tracing::debug!(audit, verb = info.verb, path = parts.uri.path(), user = info.user, code, ms = took.as_millis() as u64, "request");
+    server
+        .metrics
+        .request(info.verb, &info.resource, code, took);
+    tracing::debug!(
+        audit,
+        verb = info.verb,
+        path = parts.uri.path(),
+        user = info.user,
+        code,
+        ms = took.as_millis() as u64,
+        "request"
+    );
     if let Ok(v) = HeaderValue::from_str(&audit) {
         response.headers_mut().insert("audit-id", v);
     }
@@ -90,11 +103,19 @@ struct Info {
 }
 
 fn audit_id(headers: &HeaderMap) -> String {
-    let given = headers.get("audit-id").and_then(|v| v.to_str().ok()).filter(|v| !v.is_empty() && v.len() <= 128);
+    let given = headers
+        .get("audit-id")
+        .and_then(|v| v.to_str().ok())
+        .filter(|v| !v.is_empty() && v.len() <= 128);
     given.map_or_else(|| uuid::Uuid::new_v4().to_string(), String::from)
 }
 
-async fn dispatch(server: &Arc<Server>, parts: &mut Parts, body: Body, info: &mut Info) -> ApiResult<Response> {
+async fn dispatch(
+    server: &Arc<Server>,
+    parts: &mut Parts,
+    body: Body,
+    info: &mut Info,
+) -> ApiResult<Response> {
     let target = request::target(parts.uri.path())?;
     if let Target::Other(path) = &target
         && let Some(response) = open_path(server, path)
@@ -107,7 +128,10 @@ async fn dispatch(server: &Arc<Server>, parts: &mut Parts, body: Body, info: &mu
         .ok_or_else(ApiError::unauthorized)?;
     info.user.clone_from(&user.name);
     let query = Query::parse(parts.uri.query())?;
-    let caller = Caller { fence: fence(server, &user, &parts.headers)?, user };
+    let caller = Caller {
+        fence: fence(server, &user, &parts.headers)?,
+        user,
+    };
     match target {
         Target::Other(path) => {
             info.verb = "get";
@@ -115,16 +139,21 @@ async fn dispatch(server: &Arc<Server>, parts: &mut Parts, body: Body, info: &mu
         }
         Target::Resource(path) => {
             let is_watch = query.flag("watch")?;
-            let verb = request::verb(&parts.method, &path, is_watch).ok_or_else(ApiError::method_not_allowed)?;
+            let verb = request::verb(&parts.method, &path, is_watch)
+                .ok_or_else(ApiError::method_not_allowed)?;
             info.verb = verb;
             info.resource.clone_from(&path.plural);
-            if path.group == rota_api::names::GROUP && path.plural == "bulk" && path.name.is_empty() {
+            if path.group == rota_api::names::GROUP && path.plural == "bulk" && path.name.is_empty()
+            {
                 if parts.method != Method::POST {
                     return Err(ApiError::method_not_allowed());
                 }
                 let _place = place(server, &caller.user).await?;
                 let body = read_body(body, bulk::BODY_MAX).await?;
-                return Ok(respond::json_bytes(200, bulk::bulk(server, &caller, &body).await?.into()));
+                return Ok(respond::json_bytes(
+                    200,
+                    bulk::bulk(server, &caller, &body).await?.into(),
+                ));
             }
             resource(server, parts, body, &caller, &path, verb, &query).await
         }
@@ -132,12 +161,22 @@ async fn dispatch(server: &Arc<Server>, parts: &mut Parts, body: Body, info: &mu
 }
 
 /// The leadership that the caller claims, if it may claim it.
-fn fence(server: &Server, user: &User, headers: &HeaderMap) -> ApiResult<Option<(String, String, u64)>> {
-    let Some(value) = headers.get(HEADER_FENCE) else { return Ok(None) };
+fn fence(
+    server: &Server,
+    user: &User,
+    headers: &HeaderMap,
+) -> ApiResult<Option<(String, String, u64)>> {
+    let Some(value) = headers.get(HEADER_FENCE) else {
+        return Ok(None);
+    };
     let parsed = value.to_str().ok().and_then(|text| {
         let (lease, term) = text.split_once('@')?;
         let (namespace, name) = lease.split_once('/')?;
-        Some((namespace.to_string(), name.to_string(), term.parse::<u64>().ok()?))
+        Some((
+            namespace.to_string(),
+            name.to_string(),
+            term.parse::<u64>().ok()?,
+        ))
     });
     let (namespace, name, term) = parsed.ok_or_else(|| {
         ApiError::bad_request("header Rota-Fence must be <namespace>/<lease>@<term>")
@@ -157,14 +196,24 @@ fn fence(server: &Server, user: &User, headers: &HeaderMap) -> ApiResult<Option<
 }
 
 async fn place<'a>(server: &'a Server, user: &User) -> ApiResult<tokio::sync::SemaphorePermit<'a>> {
-    let system = user.groups.iter().any(|g| g.starts_with("system:") && g != "system:bootstrappers");
-    let lane = if system { &server.lanes.system } else { &server.lanes.users };
+    let system = user
+        .groups
+        .iter()
+        .any(|g| g.starts_with("system:") && g != "system:bootstrappers");
+    let lane = if system {
+        &server.lanes.system
+    } else {
+        &server.lanes.users
+    };
     if let Ok(permit) = lane.try_acquire() {
         return Ok(permit);
     }
     match tokio::time::timeout(LANE_WAIT, lane.acquire()).await {
         Ok(Ok(permit)) => Ok(permit),
-        _ => Err(ApiError::too_many_requests("too many requests are in flight, please try again later", 1)),
+        _ => Err(ApiError::too_many_requests(
+            "too many requests are in flight, please try again later",
+            1,
+        )),
     }
 }
 
@@ -172,12 +221,18 @@ async fn place<'a>(server: &'a Server, user: &User) -> ApiResult<tokio::sync::Se
 pub async fn read_body(body: Body, most: usize) -> ApiResult<Bytes> {
     let read = Limited::new(body, most).collect();
     match tokio::time::timeout(BODY_TIMEOUT, read).await {
-        Err(_) => Err(ApiError::new(408, "Timeout", "the request body did not arrive in time")),
+        Err(_) => Err(ApiError::new(
+            408,
+            "Timeout",
+            "the request body did not arrive in time",
+        )),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => {
-            Err(ApiError::too_large(format!("Request entity too large: limit is {most}")))
-        }
-        Ok(Err(e)) => Err(ApiError::bad_request(format!("the request body could not be read: {e}"))),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(ApiError::too_large(format!(
+            "Request entity too large: limit is {most}"
+        ))),
+        Ok(Err(e)) => Err(ApiError::bad_request(format!(
+            "the request body could not be read: {e}"
+        ))),
     }
 }
 
@@ -190,38 +245,68 @@ async fn resource(
     verb: &'static str,
     query: &Query,
 ) -> ApiResult<Response> {
-    let served = server.find(&path.group, &path.version, &path.plural).ok_or_else(ApiError::no_resource)?;
+    let served = server
+        .find(&path.group, &path.version, &path.plural)
+        .ok_or_else(ApiError::no_resource)?;
     let kind = &served.kind;
     if !kind.namespaced && !path.namespace.is_empty() {
         return Err(ApiError::no_resource());
     }
     if kind.namespaced && path.namespace.is_empty() && (!path.name.is_empty() || verb == "create") {
-        return Err(if path.name.is_empty() { ApiError::method_not_allowed() } else { ApiError::no_resource() });
+        return Err(if path.name.is_empty() {
+            ApiError::method_not_allowed()
+        } else {
+            ApiError::no_resource()
+        });
     }
     let reads = matches!(verb, "get" | "list" | "watch");
-    let selectors = if reads && path.subresource.is_empty() { Some(Selectors::parse(served, query)?) } else { None };
+    let selectors = if reads && path.subresource.is_empty() {
+        Some(Selectors::parse(served, query)?)
+    } else {
+        None
+    };
     let attributes = Attributes {
         verb,
         group: path.group.clone(),
         resource: path.plural.clone(),
         subresource: path.subresource.clone(),
         namespace: path.namespace.clone(),
-        name: if path.name.is_empty() { selectors.as_ref().and_then(|s| s.name.clone()).unwrap_or_default() } else { path.name.clone() },
+        name: if path.name.is_empty() {
+            selectors
+                .as_ref()
+                .and_then(|s| s.name.clone())
+                .unwrap_or_default()
+        } else {
+            path.name.clone()
+        },
         selected_node: selectors.and_then(|s| s.node),
         path: String::new(),
     };
     if server.authorize(&caller.user, &attributes).is_err() {
         // What a node may do depends on the Tasks bound to it, and this cache may not have seen the newest.
-        server.cache.fresh().await.map_err(crate::storage::store_error)?;
+        server
+            .cache
+            .fresh()
+            .await
+            .map_err(crate::storage::store_error)?;
         server.authorize(&caller.user, &attributes)?;
     }
     if !server.cache.synced() {
-        return Err(ApiError::unavailable("the server is still reading its store"));
+        return Err(ApiError::unavailable(
+            "the server is still reading its store",
+        ));
     }
     if verb == "watch" {
         let format = respond::negotiate(&parts.headers, query)?;
         if !path.name.is_empty() {
-            return watch::watch(server, served, &path.namespace, &query.with_name(&path.name), format).await;
+            return watch::watch(
+                server,
+                served,
+                &path.namespace,
+                &query.with_name(&path.name),
+                format,
+            )
+            .await;
         }
         return watch::watch(server, served, &path.namespace, query, format).await;
     }
@@ -235,14 +320,36 @@ async fn resource(
             return get_or_list(server, served, path, query, format).await;
         }
         let body = read_body(body, BODY_MAX).await?;
-        write(server, caller, served, path, verb, query, &parts.headers, &body).await
+        write(
+            server,
+            caller,
+            served,
+            path,
+            verb,
+            query,
+            &parts.headers,
+            &body,
+        )
+        .await
     };
     tokio::time::timeout(REQUEST_TIMEOUT, work)
         .await
-        .unwrap_or_else(|_| Err(ApiError::new(504, "Timeout", "the request did not complete within 60 s")))
+        .unwrap_or_else(|_| {
+            Err(ApiError::new(
+                504,
+                "Timeout",
+                "the request did not complete within 60 s",
+            ))
+        })
 }
 
-async fn get_or_list(server: &Server, served: &Served, path: &ResourcePath, query: &Query, format: Format) -> ApiResult<Response> {
+async fn get_or_list(
+    server: &Server,
+    served: &Served,
+    path: &ResourcePath,
+    query: &Query,
+    format: Format,
+) -> ApiResult<Response> {
     if path.name.is_empty() {
         return read::list(server, served, &path.namespace, query, format).await;
     }
@@ -250,8 +357,14 @@ async fn get_or_list(server: &Server, served: &Served, path: &ResourcePath, quer
         "" => {}
         "status" if served.kind.status => {}
         "scale" if served.kind.scale.is_some() => {
-            let object = server.current(served, &path.namespace, &path.name).await?.ok_or_else(|| served.not_found(&path.name))?;
-            return Ok(respond::json_value(200, &scale::scale_of(served, &served.shown(&object))?));
+            let object = server
+                .current(served, &path.namespace, &path.name)
+                .await?
+                .ok_or_else(|| served.not_found(&path.name))?;
+            return Ok(respond::json_value(
+                200,
+                &scale::scale_of(served, &served.shown(&object))?,
+            ));
         }
         _ => return Err(ApiError::no_resource()),
     }
@@ -270,7 +383,9 @@ async fn write(
     raw: &Bytes,
 ) -> ApiResult<Response> {
     let kind = &served.kind;
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok());
     let format = respond::negotiate(headers, query)?;
     if verb == "delete" || verb == "deletecollection" {
         let options = DeleteOptions::parse(query, raw)?;
@@ -280,16 +395,28 @@ async fn write(
         if verb == "deletecollection" {
             let selectors = Selectors::parse(served, query)?;
             let objects = read::all(server, served, &path.namespace, &selectors).await?;
-            let items = delete::delete_collection(server, caller, served, objects, &options).await?;
+            let items =
+                delete::delete_collection(server, caller, served, objects, &options).await?;
             let version = server.cache.applied().to_string();
             return Ok(respond::json_value(
                 200,
                 &json!({"kind": served.list_kind, "apiVersion": served.api_version, "metadata": {"resourceVersion": version}, "items": items}),
             ));
         }
-        let done = delete::delete(server, caller, served, &path.namespace, &path.name, &options).await?;
+        let done = delete::delete(
+            server,
+            caller,
+            served,
+            &path.namespace,
+            &path.name,
+            &options,
+        )
+        .await?;
         if done.removed {
-            return Ok(respond::json_value(200, &delete::removed_status(served, &done)));
+            return Ok(respond::json_value(
+                200,
+                &delete::removed_status(served, &done),
+            ));
         }
         return Ok(respond_done(served, done, format));
     }
@@ -306,13 +433,30 @@ async fn write(
                 decoded = body::decode_object(raw, content_type)?;
                 scale::Change::Replace(&decoded.value)
             };
-            let done = scale::write(server, caller, served, &path.namespace, &path.name, change, options).await?;
+            let done = scale::write(
+                server,
+                caller,
+                served,
+                &path.namespace,
+                &path.name,
+                change,
+                options,
+            )
+            .await?;
             let object: serde_json::Value = serde_json::from_slice(&done.bytes).unwrap_or_default();
-            return Ok(respond::json_value(done.code, &scale::scale_of(served, &object)?));
+            return Ok(respond::json_value(
+                done.code,
+                &scale::scale_of(served, &object)?,
+            ));
         }
         _ => return Err(ApiError::no_resource()),
     };
-    let target = update::Target { served, namespace: &path.namespace, name: &path.name, part };
+    let target = update::Target {
+        served,
+        namespace: &path.namespace,
+        name: &path.name,
+        part,
+    };
     let done = match verb {
         "create" if path.name.is_empty() => {
             let decoded = body::decode(raw, content_type, kind)?;
@@ -324,7 +468,16 @@ async fn write(
         }
         "patch" => {
             let content_type = content_type.unwrap_or("");
-            update::patch(server, caller, &target, content_type, raw, &Preconditions::default(), options).await?
+            update::patch(
+                server,
+                caller,
+                &target,
+                content_type,
+                raw,
+                &Preconditions::default(),
+                options,
+            )
+            .await?
         }
         _ => return Err(ApiError::method_not_allowed()),
     };
@@ -363,33 +516,59 @@ fn open_path(server: &Server, path: &[String]) -> Option<Response> {
 fn text(code: u16, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
-async fn other_path(server: &Arc<Server>, parts: &mut Parts, body: Body, caller: &Caller, path: &[String]) -> ApiResult<Response> {
+async fn other_path(
+    server: &Arc<Server>,
+    parts: &mut Parts,
+    body: Body,
+    caller: &Caller,
+    path: &[String],
+) -> ApiResult<Response> {
     let verb = match parts.method {
         Method::GET | Method::HEAD => "get",
         Method::POST => "post",
         _ => return Err(ApiError::method_not_allowed()),
     };
-    let attributes = Attributes { verb, path: format!("/{}", path.join("/")), ..Attributes::default() };
+    let attributes = Attributes {
+        verb,
+        path: format!("/{}", path.join("/")),
+        ..Attributes::default()
+    };
     server.authorize(&caller.user, &attributes)?;
     let names: Vec<&str> = path.iter().map(String::as_str).collect();
     match (verb, names.as_slice()) {
-        ("get", []) => Ok(respond::json_value(200, &json!({"paths": ["/api", "/apis", "/livez", "/readyz", "/version", "/metrics", "/openapi/v2", "/openapi/v3"]}))),
+        ("get", []) => Ok(respond::json_value(
+            200,
+            &json!({"paths": ["/api", "/apis", "/livez", "/readyz", "/version", "/metrics", "/openapi/v2", "/openapi/v3"]}),
+        )),
         ("get", ["healthz"]) => Ok(text(200, "ok")),
         ("get", ["metrics"]) => Ok(text(200, server.metrics.page(server))),
-        ("get", ["rota", "v1", "nodes", node, "tunnel"]) => logs::tunnel(server, parts, caller, node),
+        ("get", ["rota", "v1", "nodes", node, "tunnel"]) => {
+            logs::tunnel(server, parts, caller, node)
+        }
         ("get", ["rota", "v1", "nodes", node, "metrics"]) => logs::node_metrics(server, node).await,
         ("post", ["rota", "v1", "certificates"]) => {
             let body = read_body(body, BODY_MAX).await?;
             let pki = server.signer.as_ref().ok_or_else(|| {
-                ApiError::unavailable("this server has no CA key and signs no certificates; ask another one")
+                ApiError::unavailable(
+                    "this server has no CA key and signs no certificates; ask another one",
+                )
             })?;
-            Ok(respond::json_value(201, &crate::auth::csr::handle(pki, &caller.user, &body)?))
+            Ok(respond::json_value(
+                201,
+                &crate::auth::csr::handle(pki, &caller.user, &body)?,
+            ))
         }
-        ("get", _) => server.documents.get(path, &parts.headers).ok_or_else(ApiError::no_resource),
+        ("get", _) => server
+            .documents
+            .get(path, &parts.headers)
+            .ok_or_else(ApiError::no_resource),
         _ => Err(ApiError::no_resource()),
     }
 }

@@ -42,12 +42,20 @@ pub struct Served {
 impl Served {
     /// Store key of an object.
     pub fn key(&self, namespace: &str, name: &str) -> Arc<str> {
-        if namespace.is_empty() { format!("{}{name}", self.prefix).into() } else { format!("{}{namespace}/{name}", self.prefix).into() }
+        if namespace.is_empty() {
+            format!("{}{name}", self.prefix).into()
+        } else {
+            format!("{}{namespace}/{name}", self.prefix).into()
+        }
     }
 
     /// Cache key of an object.
     pub fn cache_key(&self, namespace: &str, name: &str) -> String {
-        if namespace.is_empty() { name.to_string() } else { format!("{namespace}/{name}") }
+        if namespace.is_empty() {
+            name.to_string()
+        } else {
+            format!("{namespace}/{name}")
+        }
     }
 
     /// 404 about an object of this kind.
@@ -58,7 +66,11 @@ impl Served {
     /// The object as this kind shows it.
     pub fn shown(&self, object: &Object) -> Value {
         let value = object.value();
-        if self.view { rota_api::core_kinds::event::to_events_v1(&value) } else { value }
+        if self.view {
+            rota_api::core_kinds::event::to_events_v1(&value)
+        } else {
+            value
+        }
     }
 }
 
@@ -129,7 +141,14 @@ impl Server {
                 .unwrap_or(kind);
             let prefix = of.key_prefix();
             let cache = cached.iter().position(|c| c.prefix == prefix).unwrap_or(0);
-            by_path.insert((kind.group.to_string(), kind.version.to_string(), kind.plural.to_string()), i);
+            by_path.insert(
+                (
+                    kind.group.to_string(),
+                    kind.version.to_string(),
+                    kind.plural.to_string(),
+                ),
+                i,
+            );
             served.push(Arc::new(Served {
                 compiled: Compiled::new(kind),
                 cache,
@@ -180,21 +199,39 @@ impl Server {
 
     /// An object from the cache, as it is there now.
     pub fn cached(&self, served: &Served, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        self.cache.kind(served.cache).get(&served.cache_key(namespace, name))
+        self.cache
+            .kind(served.cache)
+            .get(&served.cache_key(namespace, name))
     }
 
     /// An object, not older than anything acknowledged before this call.
-    pub async fn current(&self, served: &Served, namespace: &str, name: &str) -> ApiResult<Option<Arc<Object>>> {
-        self.cache.fresh().await.map_err(crate::storage::store_error)?;
+    pub async fn current(
+        &self,
+        served: &Served,
+        namespace: &str,
+        name: &str,
+    ) -> ApiResult<Option<Arc<Object>>> {
+        self.cache
+            .fresh()
+            .await
+            .map_err(crate::storage::store_error)?;
         Ok(self.cached(served, namespace, name))
     }
 
     /// 403 unless the caller may.
     pub fn authorize(&self, user: &User, attributes: &Attributes) -> ApiResult<()> {
         authorizer::authorize(user, attributes, self).map_err(|reason| {
-            let mut e = ApiError::forbidden(&attributes.group, &attributes.resource, &attributes.name, reason);
+            let mut e = ApiError::forbidden(
+                &attributes.group,
+                &attributes.resource,
+                &attributes.name,
+                reason,
+            );
             if attributes.resource.is_empty() {
-                e.message = format!("forbidden: User {:?} cannot {} path {:?}", user.name, attributes.verb, attributes.path);
+                e.message = format!(
+                    "forbidden: User {:?} cannot {} path {:?}",
+                    user.name, attributes.verb, attributes.path
+                );
             }
             e
         })
@@ -205,15 +242,26 @@ impl NodeView for Server {
     fn task_node(&self, namespace: &str, name: &str) -> Option<String> {
         let tasks = self.known(rota_api::names::GROUP, "tasks").ok()?;
         let field = tasks.fields.iter().position(|f| f == "spec.nodeName")?;
-        self.cached(tasks, namespace, name).map(|o| o.fields[field].to_string())
+        self.cached(tasks, namespace, name)
+            .map(|o| o.fields[field].to_string())
     }
 
     fn node_needs(&self, node: &str, resource: &str, namespace: &str, name: &str) -> bool {
-        let Ok(tasks) = self.known(rota_api::names::GROUP, "tasks") else { return false };
-        let Some(field) = tasks.fields.iter().position(|f| f == "spec.nodeName") else { return false };
+        let Ok(tasks) = self.known(rota_api::names::GROUP, "tasks") else {
+            return false;
+        };
+        let Some(field) = tasks.fields.iter().position(|f| f == "spec.nodeName") else {
+            return false;
+        };
         let filter = |o: &Object| *o.fields[field] == *node;
-        let request = crate::cache::PageRequest { namespace, filter: Some(&filter), ..Default::default() };
-        let Ok(page) = self.cache.page(tasks.cache, &request) else { return false };
+        let request = crate::cache::PageRequest {
+            namespace,
+            filter: Some(&filter),
+            ..Default::default()
+        };
+        let Ok(page) = self.cache.page(tasks.cache, &request) else {
+            return false;
+        };
         let mut revisions: Vec<String> = page
             .items
             .iter()
@@ -229,11 +277,19 @@ impl NodeView for Server {
             "configmaps" => "configMap",
             _ => return false,
         };
-        let Ok(kind) = self.known(rota_api::names::GROUP, "jobrevisions") else { return false };
-        revisions.iter().filter_map(|r| self.cached(kind, namespace, r)).any(|revision| {
-            let value = revision.value();
-            let env = value["spec"]["template"]["spec"]["env"].as_array().cloned().unwrap_or_default();
-            env.iter().any(|e| e["valueFrom"][member]["name"] == name)
-        })
+        let Ok(kind) = self.known(rota_api::names::GROUP, "jobrevisions") else {
+            return false;
+        };
+        revisions
+            .iter()
+            .filter_map(|r| self.cached(kind, namespace, r))
+            .any(|revision| {
+                let value = revision.value();
+                let env = value["spec"]["template"]["spec"]["env"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                env.iter().any(|e| e["valueFrom"][member]["name"] == name)
+            })
     }
 }

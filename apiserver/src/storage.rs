@@ -65,7 +65,10 @@ impl Prepared {
     pub fn txn(&self, fence: Option<Guard>) -> Txn {
         let mut guards = self.guards.clone();
         guards.extend(fence);
-        Txn { guards, writes: self.writes.clone() }
+        Txn {
+            guards,
+            writes: self.writes.clone(),
+        }
     }
 
     /// The answer, given the versions that the store gave to this write (none on dry run).
@@ -109,13 +112,18 @@ impl Caller {
     /// The guard that the caller's leadership adds to each of its writes.
     pub fn guard(&self) -> Option<Guard> {
         let (namespace, name, term) = self.fence.as_ref()?;
-        Some(Guard { key: fence_key(namespace, name), expect: Expect::Value(term.to_string().into()) })
+        Some(Guard {
+            key: fence_key(namespace, name),
+            expect: Expect::Value(term.to_string().into()),
+        })
     }
 }
 
 /// 409 when the caller no longer leads.
 pub fn lease_lost(actual: Option<&Record>) -> ApiError {
-    let now = actual.map_or("none".to_string(), |r| String::from_utf8_lossy(&r.value).into_owned());
+    let now = actual.map_or("none".to_string(), |r| {
+        String::from_utf8_lossy(&r.value).into_owned()
+    });
     ApiError::new(
         409,
         rota_api::names::REASON_LEASE_LOST,
@@ -126,17 +134,25 @@ pub fn lease_lost(actual: Option<&Record>) -> ApiError {
 /// How a failure of the store looks to a client.
 pub fn store_error(e: StoreError) -> ApiError {
     match e {
-        StoreError::Conflict { guard, .. } => ApiError::new(409, "Conflict", format!("precondition on {} failed", guard.key)),
-        StoreError::Compacted { wanted, oldest } => {
-            ApiError::expired(format!("The resourceVersion {wanted} is too old; the oldest kept is {oldest}."))
-        }
+        StoreError::Conflict { guard, .. } => ApiError::new(
+            409,
+            "Conflict",
+            format!("precondition on {} failed", guard.key),
+        ),
+        StoreError::Compacted { wanted, oldest } => ApiError::expired(format!(
+            "The resourceVersion {wanted} is too old; the oldest kept is {oldest}."
+        )),
         StoreError::Future { wanted, current } => ApiError::version_too_large(wanted, current),
-        StoreError::TooLarge(why) => ApiError::too_large(format!("the request is too large: {why}")),
-        StoreError::Invalid(why) => ApiError::internal(why),
-        StoreError::Unavailable(why) => ApiError::unavailable(format!("the store is unavailable, nothing was written: {why}")),
-        StoreError::Unknown(why) => {
-            ApiError::unavailable(format!("the outcome of the write is unknown, read before trying again: {why}"))
+        StoreError::TooLarge(why) => {
+            ApiError::too_large(format!("the request is too large: {why}"))
         }
+        StoreError::Invalid(why) => ApiError::internal(why),
+        StoreError::Unavailable(why) => ApiError::unavailable(format!(
+            "the store is unavailable, nothing was written: {why}"
+        )),
+        StoreError::Unknown(why) => ApiError::unavailable(format!(
+            "the outcome of the write is unknown, read before trying again: {why}"
+        )),
         StoreError::Corrupt(why) => ApiError::internal(format!("the store is damaged: {why}")),
     }
 }
@@ -166,8 +182,17 @@ impl Server {
             let name = key.rsplit('/').next().unwrap_or("").to_string();
             if dry_run {
                 self.cache.fresh().await.map_err(store_error)?;
-                if self.cache.kind(served.cache).get(key.strip_prefix(&*served.prefix).unwrap_or(&key)).is_some() {
-                    return Err(ApiError::already_exists(served.kind.group, served.kind.plural, &name));
+                if self
+                    .cache
+                    .kind(served.cache)
+                    .get(key.strip_prefix(&*served.prefix).unwrap_or(&key))
+                    .is_some()
+                {
+                    return Err(ApiError::already_exists(
+                        served.kind.group,
+                        served.kind.plural,
+                        &name,
+                    ));
                 }
                 return Ok(prepared.done(served, &[]));
             }
@@ -178,18 +203,25 @@ impl Server {
                         if generated && attempt < 8 {
                             continue;
                         }
-                        let mut e = ApiError::already_exists(served.kind.group, served.kind.plural, &name);
+                        let mut e =
+                            ApiError::already_exists(served.kind.group, served.kind.plural, &name);
                         if generated {
                             e = e.with(|d| d.retry_after_seconds = Some(1));
                         }
                         return Err(e);
                     }
-                    if guard.key.starts_with("/fence/") && caller.guard().is_some_and(|g| g.key == guard.key) {
+                    if guard.key.starts_with("/fence/")
+                        && caller.guard().is_some_and(|g| g.key == guard.key)
+                    {
                         return Err(lease_lost(actual.as_ref()));
                     }
                     // The namespace changed under us: look at it again.
                     if attempt >= RETRIES_MAX {
-                        return Err(ApiError::modified(served.kind.group, served.kind.plural, &name));
+                        return Err(ApiError::modified(
+                            served.kind.group,
+                            served.kind.plural,
+                            &name,
+                        ));
                     }
                     self.cache.fresh().await.map_err(store_error)?;
                 }
@@ -234,8 +266,13 @@ impl Server {
                 fresh = true;
                 continue;
             }
-            if prepared.writes.is_empty() || dry_run {
+            if prepared.writes.is_empty() {
                 return Ok(prepared.done(served, &[]));
+            }
+            if dry_run {
+                // The answer of a dry run carries the version that it was computed from.
+                let version = current.as_ref().map_or(0, |object| object.version);
+                return Ok(prepared.done(served, &[version]));
             }
             match self.store.commit(prepared.txn(caller.guard())).await {
                 Ok(versions) => return Ok(prepared.done(served, &versions)),
@@ -244,13 +281,17 @@ impl Server {
                     fresh = true;
                 }
                 Err(StoreError::Conflict { guard, actual })
-                    if guard.key.starts_with("/fence/") && caller.guard().is_some_and(|g| g.key == guard.key) =>
+                    if guard.key.starts_with("/fence/")
+                        && caller.guard().is_some_and(|g| g.key == guard.key) =>
                 {
                     return Err(lease_lost(actual.as_ref()));
                 }
                 Err(e) => return Err(store_error(e)),
             }
         }
-        Err(ApiError::modified(served.kind.group, served.kind.plural, name).with(|d| d.retry_after_seconds = Some(1)))
+        Err(
+            ApiError::modified(served.kind.group, served.kind.plural, name)
+                .with(|d| d.retry_after_seconds = Some(1)),
+        )
     }
 }

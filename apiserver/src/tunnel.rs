@@ -92,7 +92,10 @@ impl Tunnels {
 
     /// The stream of events; there is one reader, a second one sees nothing.
     pub fn events(&self) -> mpsc::UnboundedReceiver<TunnelEvent> {
-        self.receiver.lock().take().unwrap_or_else(|| mpsc::unbounded_channel().1)
+        self.receiver
+            .lock()
+            .take()
+            .unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 
     /// Connected agents.
@@ -118,11 +121,21 @@ impl Tunnels {
 
     async fn serve(self: &Arc<Self>, node: &str, upgrade: OnUpgrade) -> Result<(), hyper::Error> {
         let io = upgrade.await?;
-        let handshake = http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).handshake(io);
-        let Ok(handshake) = tokio::time::timeout(HANDSHAKE_WAIT, handshake).await else { return Ok(()) };
+        let handshake = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .handshake(io);
+        let Ok(handshake) = tokio::time::timeout(HANDSHAKE_WAIT, handshake).await else {
+            return Ok(());
+        };
         let (requests, connection) = handshake?;
         let id = uuid::Uuid::new_v4().to_string();
-        self.nodes.lock().insert(node.to_string(), Tunnel { id: id.clone(), requests });
+        self.nodes.lock().insert(
+            node.to_string(),
+            Tunnel {
+                id: id.clone(),
+                requests,
+            },
+        );
         self.send(node, &id, TunnelEventKind::Opened);
         let result = connection.await;
         {
@@ -139,12 +152,25 @@ impl Tunnels {
 
     fn send(&self, node: &str, id: &str, kind: TunnelEventKind) {
         // Without a reader nobody wants to know.
-        let _ = self.events.send(TunnelEvent { node: node.into(), id: id.into(), kind });
+        let _ = self.events.send(TunnelEvent {
+            node: node.into(),
+            id: id.into(),
+            kind,
+        });
     }
 
     /// Asks an agent.
-    pub async fn request(&self, node: &str, request: Request<Body>) -> Result<Response<Incoming>, TunnelError> {
-        let mut requests = self.nodes.lock().get(node).map(|t| t.requests.clone()).ok_or(TunnelError::NoTunnel)?;
+    pub async fn request(
+        &self,
+        node: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TunnelError> {
+        let mut requests = self
+            .nodes
+            .lock()
+            .get(node)
+            .map(|t| t.requests.clone())
+            .ok_or(TunnelError::NoTunnel)?;
         match tokio::time::timeout(ANSWER_WAIT, requests.send_request(request)).await {
             Err(_) => Err(TunnelError::Silent),
             Ok(Err(e)) => Err(TunnelError::Broken(e)),

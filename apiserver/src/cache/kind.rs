@@ -93,7 +93,10 @@ struct State {
 
 impl KindCache {
     pub(super) fn new(what: CachedKind) -> Self {
-        KindCache { what, state: RwLock::default() }
+        KindCache {
+            what,
+            state: RwLock::default(),
+        }
     }
 
     pub(super) fn prefix(&self) -> &str {
@@ -107,8 +110,17 @@ impl KindCache {
 
     /// An object of this kind from a store record.
     pub fn object(&self, record: &Record) -> Arc<Object> {
-        let key: Arc<str> = record.key.strip_prefix(self.prefix()).unwrap_or(&record.key).into();
-        Arc::new(Object::new(key, &record.value, record.version, &self.what.index))
+        let key: Arc<str> = record
+            .key
+            .strip_prefix(self.prefix())
+            .unwrap_or(&record.key)
+            .into();
+        Arc::new(Object::new(
+            key,
+            &record.value,
+            record.version,
+            &self.what.index,
+        ))
     }
 
     /// One object by key, as it is in the cache now.
@@ -133,7 +145,11 @@ impl KindCache {
 
     pub(super) fn replace_all(&self, records: &[Record], at: Version) {
         let mut state = self.state.write();
-        *state = State { floor: at, seen: at, ..State::default() };
+        *state = State {
+            floor: at,
+            seen: at,
+            ..State::default()
+        };
         for record in records {
             let object = self.object(record);
             state.insert(object, self.what.namespaced);
@@ -144,11 +160,20 @@ impl KindCache {
     /// what came before cannot be resumed from any more.
     pub(super) fn reset(&self, records: &[Record], at: Version) {
         let mut state = self.state.write();
-        let mut fresh = State { floor: at, seen: at, ..State::default() };
+        let mut fresh = State {
+            floor: at,
+            seen: at,
+            ..State::default()
+        };
         for record in records {
             fresh.insert(self.object(record), self.what.namespaced);
         }
-        for watcher in state.watchers_all.iter().chain(state.watchers_field.values().flatten()).chain(state.watchers_key.values().flatten()) {
+        for watcher in state
+            .watchers_all
+            .iter()
+            .chain(state.watchers_field.values().flatten())
+            .chain(state.watchers_key.values().flatten())
+        {
             if let Some(w) = watcher.upgrade() {
                 w.end(WatchEnd::Expired);
             }
@@ -186,7 +211,12 @@ impl KindCache {
                 (Some(b), None) => Some(Arc::new(b.deleted_at(version, self.what.index.offset))),
                 _ => None,
             };
-            let change = Arc::new(Change { version, before, after, removed });
+            let change = Arc::new(Change {
+                version,
+                before,
+                after,
+                removed,
+            });
             state.dispatch(&change, self.what.watch_field);
             state.remember(change);
         }
@@ -216,10 +246,15 @@ impl KindCache {
             }
             None => {
                 initial = match (&interest, self.what.watch_field) {
-                    (Interest::Key(key), _) => state.objects.get(&**key).cloned().into_iter().collect(),
-                    (Interest::Field(value), Some(f)) => {
-                        state.objects.values().filter(|o| o.fields[f] == *value).cloned().collect()
+                    (Interest::Key(key), _) => {
+                        state.objects.get(&**key).cloned().into_iter().collect()
                     }
+                    (Interest::Field(value), Some(f)) => state
+                        .objects
+                        .values()
+                        .filter(|o| o.fields[f] == *value)
+                        .cloned()
+                        .collect(),
                     _ => state.objects.values().cloned().collect(),
                 };
                 version_of(state.seen)
@@ -233,36 +268,65 @@ impl KindCache {
         };
         list.retain(|w| w.strong_count() > 0);
         list.push(Arc::downgrade(&shared));
-        Ok(WatchHandle { shared, initial, start })
+        Ok(WatchHandle {
+            shared,
+            initial,
+            start,
+        })
     }
 
-    pub(super) fn bookmark(&self, watch: &WatchHandle, version_of: impl Fn(Version) -> Version) -> Option<Version> {
+    pub(super) fn bookmark(
+        &self,
+        watch: &WatchHandle,
+        version_of: impl Fn(Version) -> Version,
+    ) -> Option<Version> {
         let state = self.state.read();
         watch.shared.is_empty().then(|| version_of(state.seen))
     }
 
-    pub(super) fn one(&self, key: &str, version_of: impl Fn(Version) -> Version) -> (Option<Arc<Object>>, Version) {
+    pub(super) fn one(
+        &self,
+        key: &str,
+        version_of: impl Fn(Version) -> Version,
+    ) -> (Option<Arc<Object>>, Version) {
         let state = self.state.read();
         (state.objects.get(key).cloned(), version_of(state.seen))
     }
 
-    pub(super) fn page(&self, request: &PageRequest<'_>, version_of: impl Fn(Version) -> Version) -> Result<Page, Version> {
+    pub(super) fn page(
+        &self,
+        request: &PageRequest<'_>,
+        version_of: impl Fn(Version) -> Version,
+    ) -> Result<Page, Version> {
         let state = self.state.read();
         let now = version_of(state.seen);
         let version = request.at.unwrap_or(now);
         if version < state.floor {
             return Err(state.floor);
         }
-        let prefix = if request.namespace.is_empty() { String::new() } else { format!("{}/", request.namespace) };
+        let prefix = if request.namespace.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", request.namespace)
+        };
         let total = if request.namespace.is_empty() {
             state.objects.len()
         } else {
-            state.per_namespace.get(request.namespace).copied().unwrap_or(0)
+            state
+                .per_namespace
+                .get(request.namespace)
+                .copied()
+                .unwrap_or(0)
         };
         // What differs between then and now: for each key, its state at `version`.
         let mut undone: BTreeMap<Arc<str>, Option<Arc<Object>>> = BTreeMap::new();
         if version < now {
-            for change in state.history.iter().rev().take_while(|c| c.version > version) {
+            for change in state
+                .history
+                .iter()
+                .rev()
+                .take_while(|c| c.version > version)
+            {
                 if let Some(key) = change.key() {
                     undone.insert(key.clone(), change.before.clone());
                 }
@@ -285,7 +349,9 @@ impl KindCache {
                 (Some((l, _)), Some((o, _))) => o <= l,
             };
             let object = if take_old {
-                let Some((key, before)) = old.next() else { break };
+                let Some((key, before)) = old.next() else {
+                    break;
+                };
                 if live.peek().is_some_and(|(l, _)| *l == key) {
                     live.next();
                 }
@@ -295,7 +361,9 @@ impl KindCache {
                     None => break,
                 }
             } else {
-                let Some((_, object)) = live.next() else { break };
+                let Some((_, object)) = live.next() else {
+                    break;
+                };
                 object
             };
             if !object.key.starts_with(&*prefix) {
@@ -310,7 +378,12 @@ impl KindCache {
             }
             items.push(object.clone());
         }
-        Ok(Page { items, version, more, total })
+        Ok(Page {
+            items,
+            version,
+            more,
+            total,
+        })
     }
 }
 
@@ -326,7 +399,11 @@ fn wanted(change: &Change, interest: &Interest, field: Option<usize>) -> bool {
 impl State {
     fn insert(&mut self, object: Arc<Object>, namespaced: bool) -> Option<Arc<Object>> {
         self.bytes += object.bytes.len();
-        let ns = if namespaced { Some(object.namespace().to_string()) } else { None };
+        let ns = if namespaced {
+            Some(object.namespace().to_string())
+        } else {
+            None
+        };
         let before = self.objects.insert(object.key.clone(), object);
         match &before {
             Some(b) => self.bytes -= b.bytes.len(),
@@ -355,7 +432,9 @@ impl State {
         self.history_bytes += change.weight();
         self.history.push_back(change);
         while self.history.len() > HISTORY_MAX || self.history_bytes > HISTORY_BYTES_MAX {
-            let Some(old) = self.history.pop_front() else { break };
+            let Some(old) = self.history.pop_front() else {
+                break;
+            };
             self.history_bytes -= old.weight();
             self.floor = old.version;
         }
@@ -379,7 +458,11 @@ impl State {
         let before = change.before.as_ref().map(|o| o.fields[field].clone());
         let after = change.after.as_ref().map(|o| o.fields[field].clone());
         let second = if after != before { after } else { None };
-        for value in [before.or_else(|| second.clone()), second].into_iter().flatten().collect::<std::collections::BTreeSet<_>>() {
+        for value in [before.or_else(|| second.clone()), second]
+            .into_iter()
+            .flatten()
+            .collect::<std::collections::BTreeSet<_>>()
+        {
             if let Some(list) = self.watchers_field.get_mut(&value) {
                 push_to(list, change);
                 if list.is_empty() {

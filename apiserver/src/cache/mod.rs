@@ -60,7 +60,10 @@ impl Cache {
     pub fn new(store: Arc<dyn Store>, kinds: Vec<CachedKind>) -> Arc<Self> {
         Arc::new(Cache {
             store,
-            kinds: kinds.into_iter().map(|k| Arc::new(KindCache::new(k))).collect(),
+            kinds: kinds
+                .into_iter()
+                .map(|k| Arc::new(KindCache::new(k)))
+                .collect(),
             applied: AtomicU64::new(0),
             progress: watch::Sender::new(0),
             synced: AtomicBool::new(false),
@@ -98,7 +101,9 @@ impl Cache {
     pub async fn fresh(&self) -> Result<Version, StoreError> {
         let current = self.store.current().await?;
         self.wait_for(current, FRESH_WAIT_MAX).await.map_err(|_| {
-            StoreError::Unavailable(format!("the cache has not caught up with version {current} in time"))
+            StoreError::Unavailable(format!(
+                "the cache has not caught up with version {current} in time"
+            ))
         })?;
         Ok(current)
     }
@@ -182,7 +187,9 @@ impl Cache {
     /// History is gone: read everything anew and turn the difference into events, so that
     /// watchers go on; those that are too far behind get 410 from the emptied history.
     async fn refill(&self) -> Result<(), StoreError> {
-        tracing::warn!("the store has compacted what this cache had not seen; reading everything anew");
+        tracing::warn!(
+            "the store has compacted what this cache had not seen; reading everything anew"
+        );
         let at = self.store.current().await?;
         for kind in &self.kinds {
             let records = self.read_all(kind, at).await?;
@@ -192,11 +199,20 @@ impl Cache {
         Ok(())
     }
 
-    async fn read_all(&self, kind: &KindCache, at: Version) -> Result<Vec<rota_store::Record>, StoreError> {
+    async fn read_all(
+        &self,
+        kind: &KindCache,
+        at: Version,
+    ) -> Result<Vec<rota_store::Record>, StoreError> {
         let mut records = Vec::new();
         let mut after = None;
         loop {
-            let request = ListRequest { prefix: kind.prefix().to_string(), after, limit: FILL_PAGE, at: Some(at) };
+            let request = ListRequest {
+                prefix: kind.prefix().to_string(),
+                after,
+                limit: FILL_PAGE,
+                at: Some(at),
+            };
             let page = self.store.list(request).await?;
             after = page.items.last().map(|r| r.key.to_string());
             records.extend(page.items);
@@ -236,7 +252,12 @@ impl Cache {
 
     /// Starts a watch on a kind: events after `from`, or the current state as synthetic additions
     /// first when `from` is `None`. `Err` carries the oldest version that can be resumed from.
-    pub fn watch(&self, kind: usize, from: Option<Version>, interest: Interest) -> Result<WatchHandle, Version> {
+    pub fn watch(
+        &self,
+        kind: usize,
+        from: Option<Version>,
+        interest: Interest,
+    ) -> Result<WatchHandle, Version> {
         self.kinds[kind].watch(from, interest, |seen| self.version_of(seen))
     }
 

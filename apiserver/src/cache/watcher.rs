@@ -48,7 +48,15 @@ struct Queue {
 impl Shared {
     pub(super) fn new(interest: Interest, backlog: VecDeque<Arc<Change>>) -> Self {
         let limit = backlog.len() + QUEUE_MAX;
-        Shared { interest, queue: Mutex::new(Queue { changes: backlog, ended: None, limit }), wake: Notify::new() }
+        Shared {
+            interest,
+            queue: Mutex::new(Queue {
+                changes: backlog,
+                ended: None,
+                limit,
+            }),
+            wake: Notify::new(),
+        }
     }
 
     pub(super) fn push(&self, change: &Arc<Change>) {

@@ -29,10 +29,16 @@ pub async fn create(
 ) -> ApiResult<Done> {
     let template = Template::new(caller, served, namespace, body, options)?;
     if !namespace.is_empty() && namespace_guard(server, namespace)?.is_none() {
-        server.cache.fresh().await.map_err(crate::storage::store_error)?;
+        server
+            .cache
+            .fresh()
+            .await
+            .map_err(crate::storage::store_error)?;
     }
     server
-        .commit_new(caller, served, options.dry_run, |server| template.prepare(server, served, namespace))
+        .commit_new(caller, served, options.dry_run, |server| {
+            template.prepare(server, served, namespace)
+        })
         .await
 }
 
@@ -45,24 +51,52 @@ pub struct Template {
 
 impl Template {
     /// Checks and completes a body.
-    pub fn new(caller: &Caller, served: &Served, namespace: &str, body: Decoded, options: WriteOptions) -> ApiResult<Self> {
+    pub fn new(
+        caller: &Caller,
+        served: &Served,
+        namespace: &str,
+        body: Decoded,
+        options: WriteOptions,
+    ) -> ApiResult<Self> {
         let kind = &served.kind;
-        let Decoded { value: mut object, duplicates } = body;
+        let Decoded {
+            value: mut object,
+            duplicates,
+        } = body;
         let meta = metadata_of(&mut object)?;
-        if meta.get("resourceVersion").is_some_and(|v| v != "" && !v.is_null()) {
-            return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        if meta
+            .get("resourceVersion")
+            .is_some_and(|v| v != "" && !v.is_null())
+        {
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         check_namespace(served, meta, namespace)?;
         for managed in [
-            "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp",
-            "deletionGracePeriodSeconds", "selfLink", "managedFields",
+            "uid",
+            "resourceVersion",
+            "generation",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "selfLink",
+            "managedFields",
         ] {
             meta.remove(managed);
         }
         let mut generate = None;
-        if meta.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
+        if meta
+            .get("name")
+            .and_then(Value::as_str)
+            .is_none_or(str::is_empty)
+        {
             meta.remove("name");
-            match meta.get("generateName").and_then(Value::as_str).filter(|s| !s.is_empty()) {
+            match meta
+                .get("generateName")
+                .and_then(Value::as_str)
+                .filter(|s| !s.is_empty())
+            {
                 Some(prefix) => {
                     let most = match kind.name_rule {
                         NameRule::Subdomain(n) => n.min(63),
@@ -91,19 +125,41 @@ impl Template {
         if kind.generation {
             meta.insert("generation".into(), json!(1));
         }
-        if kind.status && !kind.core && let Some(top) = object.as_object_mut() {
+        if kind.status
+            && !kind.core
+            && let Some(top) = object.as_object_mut()
+        {
             top.remove("status");
         }
         (kind.prepare)(&mut object, None);
         let warnings = admit(served, &mut object, None, duplicates, Mode::Full, options)?;
-        let object = if served.view { rota_api::core_kinds::event::to_core_v1(&object) } else { object };
-        check_node_create(&caller.user, kind.plural, &object)
-            .map_err(|why| ApiError::forbidden(kind.group, kind.plural, object["metadata"]["name"].as_str().unwrap_or(""), why))?;
-        Ok(Template { object, generate, warnings })
+        let object = if served.view {
+            rota_api::core_kinds::event::to_core_v1(&object)
+        } else {
+            object
+        };
+        check_node_create(&caller.user, kind.plural, &object).map_err(|why| {
+            ApiError::forbidden(
+                kind.group,
+                kind.plural,
+                object["metadata"]["name"].as_str().unwrap_or(""),
+                why,
+            )
+        })?;
+        Ok(Template {
+            object,
+            generate,
+            warnings,
+        })
     }
 
     /// The write, with its key and whether the name is generated.
-    pub fn prepare(&self, server: &Server, served: &Served, namespace: &str) -> ApiResult<(Prepared, Arc<str>, bool)> {
+    pub fn prepare(
+        &self,
+        server: &Server,
+        served: &Served,
+        namespace: &str,
+    ) -> ApiResult<(Prepared, Arc<str>, bool)> {
         let mut guards = Vec::with_capacity(3);
         let object = match &self.generate {
             None => std::borrow::Cow::Borrowed(&self.object),
@@ -113,9 +169,15 @@ impl Template {
                 std::borrow::Cow::Owned(object)
             }
         };
-        let name = object["metadata"]["name"].as_str().unwrap_or("").to_string();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or("")
+            .to_string();
         let key = served.key(namespace, &name);
-        guards.push(Guard { key: key.clone(), expect: Expect::Absent });
+        guards.push(Guard {
+            key: key.clone(),
+            expect: Expect::Absent,
+        });
         if !namespace.is_empty() {
             match namespace_guard(server, namespace)? {
                 Some(guard) => guards.push(guard),
@@ -124,46 +186,74 @@ impl Template {
         }
         let stored = encode(&object);
         check_size(&stored)?;
-        let mut writes = vec![Write::Put { key: key.clone(), value: stored.clone(), expires_at: expiry(served) }];
+        let mut writes = vec![Write::Put {
+            key: key.clone(),
+            value: stored.clone(),
+            expires_at: expiry(served),
+        }];
         if let Some(fence) = lease_fence(served, None, &object)? {
             writes.push(fence);
         }
         let outcome = Outcome::Stored { stored, code: 201 };
-        Ok((Prepared { guards, writes, outcome, warnings: self.warnings.clone() }, key, self.generate.is_some()))
+        Ok((
+            Prepared {
+                guards,
+                writes,
+                outcome,
+                warnings: self.warnings.clone(),
+            },
+            key,
+            self.generate.is_some(),
+        ))
     }
 }
 
 /// When an object written now expires, in Unix seconds.
 pub fn expiry(served: &Served) -> Option<u64> {
-    served.kind.ttl_seconds.map(|ttl| unix_now() + u64::from(ttl))
+    served
+        .kind
+        .ttl_seconds
+        .map(|ttl| unix_now() + u64::from(ttl))
 }
 
 /// Unix seconds.
 pub fn unix_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 /// RFC 3339 in seconds, as metadata times are written.
 pub fn now() -> String {
-    jiff::Timestamp::from_second(unix_now() as i64).map_or_else(|_| String::new(), |t| t.to_string())
+    jiff::Timestamp::from_second(unix_now() as i64)
+        .map_or_else(|_| String::new(), |t| t.to_string())
 }
 
 fn suffix() -> String {
-    (0..5).map(|_| SUFFIX_LETTERS[rand::random_range(0..SUFFIX_LETTERS.len())] as char).collect()
+    (0..5)
+        .map(|_| SUFFIX_LETTERS[rand::random_range(0..SUFFIX_LETTERS.len())] as char)
+        .collect()
 }
 
 /// metadata of an object as a map; made if absent.
 pub fn metadata_of(object: &mut Value) -> ApiResult<&mut serde_json::Map<String, Value>> {
-    let top = object.as_object_mut().ok_or_else(|| ApiError::bad_request("the body must be a JSON object"))?;
+    let top = object
+        .as_object_mut()
+        .ok_or_else(|| ApiError::bad_request("the body must be a JSON object"))?;
     let meta = top.entry("metadata").or_insert_with(|| json!({}));
     if meta.is_null() {
         *meta = json!({});
     }
-    meta.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata must be an object"))
+    meta.as_object_mut()
+        .ok_or_else(|| ApiError::bad_request("metadata must be an object"))
 }
 
 /// The body's namespace must be absent or the URL's; it is set to the URL's.
-pub fn check_namespace(served: &Served, meta: &mut serde_json::Map<String, Value>, namespace: &str) -> ApiResult<()> {
+pub fn check_namespace(
+    served: &Served,
+    meta: &mut serde_json::Map<String, Value>,
+    namespace: &str,
+) -> ApiResult<()> {
     let given = meta.get("namespace").and_then(Value::as_str).unwrap_or("");
     if !served.kind.namespaced {
         meta.remove("namespace");
@@ -189,7 +279,11 @@ pub fn admit(
 ) -> ApiResult<Vec<String>> {
     let kind = &served.kind;
     let admitted = served.compiled.admit(object, mode);
-    let mut notes: Vec<String> = admitted.unknown.iter().map(|p| format!("unknown field {p:?}")).collect();
+    let mut notes: Vec<String> = admitted
+        .unknown
+        .iter()
+        .map(|p| format!("unknown field {p:?}"))
+        .collect();
     notes.extend(duplicates.iter().map(|p| format!("duplicate field {p:?}")));
     if options.field_validation == FieldValidation::Strict && !notes.is_empty() {
         return Err(ApiError::bad_request(format!(
@@ -208,14 +302,24 @@ pub fn admit(
         let name = object["metadata"]["name"].as_str().unwrap_or("");
         return Err(ApiError::invalid(kind.group, kind.kind, name, errors));
     }
-    Ok(if options.field_validation == FieldValidation::Warn { notes } else { Vec::new() })
+    Ok(if options.field_validation == FieldValidation::Warn {
+        notes
+    } else {
+        Vec::new()
+    })
 }
 
 /// The namespace must exist, and must still be as it was when the object is committed. `None`: not in the cache.
 fn namespace_guard(server: &Server, namespace: &str) -> ApiResult<Option<Guard>> {
     let namespaces = server.known("", "namespaces")?;
-    let Some(object) = server.cached(namespaces, "", namespace) else { return Ok(None) };
-    if object.fields.first().is_some_and(|phase| &**phase == "Terminating") {
+    let Some(object) = server.cached(namespaces, "", namespace) else {
+        return Ok(None);
+    };
+    if object
+        .fields
+        .first()
+        .is_some_and(|phase| &**phase == "Terminating")
+    {
         return Err(ApiError::forbidden(
             "",
             "namespaces",
@@ -230,7 +334,10 @@ fn namespace_guard(server: &Server, namespace: &str) -> ApiResult<Option<Guard>>
             });
         }));
     }
-    Ok(Some(Guard { key: namespaces.key("", namespace), expect: Expect::Version(object.version) }))
+    Ok(Some(Guard {
+        key: namespaces.key("", namespace),
+        expect: Expect::Version(object.version),
+    }))
 }
 
 /// A Lease that changes hands raises its term, and the fence key follows in the same transaction.
@@ -238,7 +345,12 @@ pub fn lease_fence(served: &Served, old: Option<&Value>, new: &Value) -> ApiResu
     if served.kind.kind != "Lease" {
         return Ok(None);
     }
-    let holder = |v: &Value| v["spec"]["holderIdentity"].as_str().unwrap_or("").to_string();
+    let holder = |v: &Value| {
+        v["spec"]["holderIdentity"]
+            .as_str()
+            .unwrap_or("")
+            .to_string()
+    };
     let term = |v: &Value| v["spec"]["leaseTransitions"].as_i64().unwrap_or(0);
     let (to, new_term) = (holder(new), term(new));
     let name = new["metadata"]["name"].as_str().unwrap_or("");
@@ -252,12 +364,21 @@ pub fn lease_fence(served: &Served, old: Option<&Value>, new: &Value) -> ApiResu
             return Ok(None);
         }
         if new_term <= term(old) {
-            return Err(lease_rule(served, name, new_term, "must be raised when holderIdentity changes"));
+            return Err(lease_rule(
+                served,
+                name,
+                new_term,
+                "must be raised when holderIdentity changes",
+            ));
         }
     } else if to.is_empty() {
         return Ok(None);
     }
-    Ok(Some(Write::Put { key: fence_key(namespace, name), value: new_term.to_string().into(), expires_at: None }))
+    Ok(Some(Write::Put {
+        key: fence_key(namespace, name),
+        value: new_term.to_string().into(),
+        expires_at: None,
+    }))
 }
 
 fn lease_rule(served: &Served, name: &str, value: i64, why: &str) -> ApiError {

@@ -55,20 +55,36 @@ impl DeleteOptions {
             return Err(ApiError::bad_request("DeleteOptions must be an object"));
         }
         if body["kind"].as_str().is_some_and(|k| k != "DeleteOptions") {
-            return Err(ApiError::bad_request("the body of a DELETE must be DeleteOptions"));
+            return Err(ApiError::bad_request(
+                "the body of a DELETE must be DeleteOptions",
+            ));
         }
         let dry_run = match (&body["dryRun"], query.get("dryRun")) {
             (Value::Null, None) => false,
             (Value::Array(list), _) if list.iter().all(|v| v == "All") => !list.is_empty(),
             (Value::Null, Some("All")) => true,
             (given, asked) => {
-                let shown = if given.is_null() { json!(asked) } else { given.clone() };
-                return Err(ApiError::new(422, "Invalid", format!("dryRun: Unsupported value: {shown}: supported values: \"All\"")));
+                let shown = if given.is_null() {
+                    json!(asked)
+                } else {
+                    given.clone()
+                };
+                return Err(ApiError::new(
+                    422,
+                    "Invalid",
+                    format!("dryRun: Unsupported value: {shown}: supported values: \"All\""),
+                ));
             }
         };
-        let policy = body["propagationPolicy"].as_str().or(query.get("propagationPolicy"));
+        let policy = body["propagationPolicy"]
+            .as_str()
+            .or(query.get("propagationPolicy"));
         let propagation = match policy {
-            None if body["orphanDependents"] == true || query.get("orphanDependents") == Some("true") => Propagation::Orphan,
+            None if body["orphanDependents"] == true
+                || query.get("orphanDependents") == Some("true") =>
+            {
+                Propagation::Orphan
+            }
             None | Some("Background") => Propagation::Background,
             Some("Foreground") => Propagation::Foreground,
             Some("Orphan") => Propagation::Orphan,
@@ -76,7 +92,9 @@ impl DeleteOptions {
                 return Err(ApiError::new(
                     422,
                     "Invalid",
-                    format!("propagationPolicy: Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""),
+                    format!(
+                        "propagationPolicy: Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""
+                    ),
                 ));
             }
         };
@@ -85,7 +103,12 @@ impl DeleteOptions {
             uid: text(&body["preconditions"]["uid"]),
             resource_version: text(&body["preconditions"]["resourceVersion"]),
         };
-        Ok(DeleteOptions { dry_run, propagation, preconditions, drop_finalizers: Vec::new() })
+        Ok(DeleteOptions {
+            dry_run,
+            propagation,
+            preconditions,
+            drop_finalizers: Vec::new(),
+        })
     }
 }
 
@@ -98,8 +121,18 @@ pub async fn delete(
     name: &str,
     options: &DeleteOptions,
 ) -> ApiResult<Done> {
-    if served.kind.kind == "Namespace" && matches!(name, "default" | "kube-system" | "kube-node-lease" | "rota-system") {
-        return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));
+    if served.kind.kind == "Namespace"
+        && matches!(
+            name,
+            "default" | "kube-system" | "kube-node-lease" | "rota-system"
+        )
+    {
+        return Err(ApiError::forbidden(
+            "",
+            "namespaces",
+            name,
+            "this namespace may not be deleted",
+        ));
     }
     server
         .commit_change(caller, served, namespace, name, options.dry_run, |object| {
@@ -117,15 +150,29 @@ pub fn prepare(
     options: &DeleteOptions,
 ) -> ApiResult<Prepared> {
     let mut new = object.value();
-    options.preconditions.check(served, name, &new, object.version)?;
+    options
+        .preconditions
+        .check(served, name, &new, object.version)?;
     let key = served.key(namespace, name);
-    let guards = vec![Guard { key: key.clone(), expect: Expect::Version(object.version) }];
+    let guards = vec![Guard {
+        key: key.clone(),
+        expect: Expect::Version(object.version),
+    }];
     let before = new.clone();
     let Some(meta) = new["metadata"].as_object_mut() else {
-        return Err(ApiError::internal(format!("stored object {key} has no metadata")));
+        return Err(ApiError::internal(format!(
+            "stored object {key} has no metadata"
+        )));
     };
-    let mut finalizers: Vec<Value> = meta.get("finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
-    finalizers.retain(|f| f.as_str().is_none_or(|f| !options.drop_finalizers.iter().any(|d| d == f)));
+    let mut finalizers: Vec<Value> = meta
+        .get("finalizers")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    finalizers.retain(|f| {
+        f.as_str()
+            .is_none_or(|f| !options.drop_finalizers.iter().any(|d| d == f))
+    });
     let extra = match options.propagation {
         Propagation::Background => None,
         Propagation::Foreground => Some(("foregroundDeletion", "orphan")),
@@ -156,14 +203,33 @@ pub fn prepare(
     }
     let warnings = Vec::new();
     if is_finished(&new) {
-        return Ok(Prepared { guards, writes: vec![Write::Delete { key }], outcome: Outcome::Removed(object.clone()), warnings });
+        return Ok(Prepared {
+            guards,
+            writes: vec![Write::Delete { key }],
+            outcome: Outcome::Removed(object.clone()),
+            warnings,
+        });
     }
     if new == before {
-        return Ok(Prepared { guards: Vec::new(), writes: Vec::new(), outcome: Outcome::Unchanged(object.clone()), warnings });
+        return Ok(Prepared {
+            guards: Vec::new(),
+            writes: Vec::new(),
+            outcome: Outcome::Unchanged(object.clone()),
+            warnings,
+        });
     }
     let stored = encode(&new);
-    let writes = vec![Write::Put { key, value: stored.clone(), expires_at: super::create::expiry(served) }];
-    Ok(Prepared { guards, writes, outcome: Outcome::Stored { stored, code: 200 }, warnings })
+    let writes = vec![Write::Put {
+        key,
+        value: stored.clone(),
+        expires_at: super::create::expiry(served),
+    }];
+    Ok(Prepared {
+        guards,
+        writes,
+        outcome: Outcome::Stored { stored, code: 200 },
+        warnings,
+    })
 }
 
 /// The Status that answers a removal.
@@ -188,7 +254,16 @@ pub async fn delete_collection(
 ) -> ApiResult<Vec<Value>> {
     let results: Vec<ApiResult<Option<Value>>> = stream::iter(objects)
         .map(|object| async move {
-            match delete(server, caller, served, object.namespace(), object.name(), options).await {
+            match delete(
+                server,
+                caller,
+                served,
+                object.namespace(),
+                object.name(),
+                options,
+            )
+            .await
+            {
                 Ok(done) => Ok(serde_json::from_slice(&done.bytes).ok()),
                 // Gone meanwhile is what was wanted.
                 Err(e) if e.code == 404 => Ok(None),

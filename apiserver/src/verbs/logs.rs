@@ -19,7 +19,13 @@ use crate::server::{Caller, Served, Server};
 use crate::tunnel::{TunnelEventKind, UPGRADE};
 
 /// Query parameters that are handed on to the agent.
-const FORWARDED: &[&str] = &["follow", "tailLines", "sinceSeconds", "timestamps", "stream"];
+const FORWARDED: &[&str] = &[
+    "follow",
+    "tailLines",
+    "sinceSeconds",
+    "timestamps",
+    "stream",
+];
 
 /// The attempt whose log is asked for.
 struct Attempt {
@@ -30,7 +36,12 @@ struct Attempt {
 }
 
 /// GET of `tasks/NAME/log` or `jobs/NAME/log?index=N`.
-pub async fn log(server: &Server, served: &Served, path: &ResourcePath, query: &Query) -> ApiResult<Response> {
+pub async fn log(
+    server: &Server,
+    served: &Served,
+    path: &ResourcePath,
+    query: &Query,
+) -> ApiResult<Response> {
     if served.kind.group != GROUP {
         return Err(ApiError::no_resource());
     }
@@ -47,17 +58,31 @@ pub async fn log(server: &Server, served: &Served, path: &ResourcePath, query: &
     for key in FORWARDED {
         if let Some(value) = query.get(key) {
             if !value.bytes().all(|b| b.is_ascii_alphanumeric()) {
-                return Err(crate::request::bad_parameter(key, value, "must be a word or a number"));
+                return Err(crate::request::bad_parameter(
+                    key,
+                    value,
+                    "must be a word or a number",
+                ));
             }
             pairs.push(format!("{key}={value}"));
         }
     }
-    let uri = format!("http://agent/logs/{}/{}/{}?{}", attempt.job_uid, attempt.index, attempt.attempt, pairs.join("&"));
+    let uri = format!(
+        "http://agent/logs/{}/{}/{}?{}",
+        attempt.job_uid,
+        attempt.index,
+        attempt.attempt,
+        pairs.join("&")
+    );
     forward(server, &attempt.node, &uri).await
 }
 
 async fn of_task(server: &Server, served: &Served, path: &ResourcePath) -> ApiResult<Attempt> {
-    let task = server.current(served, &path.namespace, &path.name).await?.ok_or_else(|| served.not_found(&path.name))?.value();
+    let task = server
+        .current(served, &path.namespace, &path.name)
+        .await?
+        .ok_or_else(|| served.not_found(&path.name))?
+        .value();
     let spec = &task["spec"];
     Ok(Attempt {
         node: spec["nodeName"].as_str().unwrap_or("").into(),
@@ -68,48 +93,96 @@ async fn of_task(server: &Server, served: &Served, path: &ResourcePath) -> ApiRe
 }
 
 /// The live Task of the index if there is one, else what the ledger remembers.
-async fn of_job(server: &Server, served: &Served, path: &ResourcePath, query: &Query) -> ApiResult<Attempt> {
-    let job = server.current(served, &path.namespace, &path.name).await?.ok_or_else(|| served.not_found(&path.name))?.value();
+async fn of_job(
+    server: &Server,
+    served: &Served,
+    path: &ResourcePath,
+    query: &Query,
+) -> ApiResult<Attempt> {
+    let job = server
+        .current(served, &path.namespace, &path.name)
+        .await?
+        .ok_or_else(|| served.not_found(&path.name))?
+        .value();
     let job_uid = job["metadata"]["uid"].as_str().unwrap_or("").to_string();
     let index = query.number("index")?.unwrap_or(0);
     let wanted = query.number("attempt")?;
     let tasks = server.known(GROUP, "tasks")?;
     let field = tasks.fields.iter().position(|f| f == "spec.jobName");
     let filter = |o: &crate::objects::Object| field.is_some_and(|f| *o.fields[f] == *path.name);
-    let request = crate::cache::PageRequest { namespace: &path.namespace, filter: Some(&filter), ..Default::default() };
-    let live = server.cache.page(tasks.cache, &request).map(|p| p.items).unwrap_or_default();
+    let request = crate::cache::PageRequest {
+        namespace: &path.namespace,
+        filter: Some(&filter),
+        ..Default::default()
+    };
+    let live = server
+        .cache
+        .page(tasks.cache, &request)
+        .map(|p| p.items)
+        .unwrap_or_default();
     let live = live
         .iter()
         .map(|o| o.value())
-        .filter(|t| t["spec"]["jobUid"] == json!(job_uid) && t["spec"]["index"].as_u64() == Some(index))
+        .filter(|t| {
+            t["spec"]["jobUid"] == json!(job_uid) && t["spec"]["index"].as_u64() == Some(index)
+        })
         .filter(|t| wanted.is_none_or(|w| t["spec"]["attempt"].as_u64() == Some(w)))
         .max_by_key(|t| t["spec"]["attempt"].as_u64());
     if let Some(task) = live {
         let attempt = task["spec"]["attempt"].as_u64().unwrap_or(0);
-        return Ok(Attempt { node: task["spec"]["nodeName"].as_str().unwrap_or("").into(), job_uid, index, attempt });
+        return Ok(Attempt {
+            node: task["spec"]["nodeName"].as_str().unwrap_or("").into(),
+            job_uid,
+            index,
+            attempt,
+        });
     }
     let ledgers = server.known(GROUP, "jobledgers")?;
-    let name = ledger_name(&path.name, &job_uid, (index / u64::from(LEDGER_CHUNK)) as u32);
-    let ledger = server.cached(ledgers, &path.namespace, &name).map(|o| o.value()).unwrap_or(Value::Null);
-    let node = ledger["spec"]["lastNodes"].as_object().into_iter().flatten().find_map(|(node, ranges)| {
-        let set: IndexSet = ranges.as_str()?.parse().ok()?;
-        set.contains(index as u32).then(|| node.clone())
-    });
+    let name = ledger_name(
+        &path.name,
+        &job_uid,
+        (index / u64::from(LEDGER_CHUNK)) as u32,
+    );
+    let ledger = server
+        .cached(ledgers, &path.namespace, &name)
+        .map(|o| o.value())
+        .unwrap_or(Value::Null);
+    let node = ledger["spec"]["lastNodes"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .find_map(|(node, ranges)| {
+            let set: IndexSet = ranges.as_str()?.parse().ok()?;
+            set.contains(index as u32).then(|| node.clone())
+        });
     let node = node.ok_or_else(|| {
-        ApiError::new(404, "NotFound", format!("index {index} of job {:?} has not run yet, so there is no log", path.name))
-            .about(GROUP, "jobs", &path.name)
+        ApiError::new(
+            404,
+            "NotFound",
+            format!(
+                "index {index} of job {:?} has not run yet, so there is no log",
+                path.name
+            ),
+        )
+        .about(GROUP, "jobs", &path.name)
     })?;
     let next = ledger["spec"]["attempts"][index.to_string()]["next"].as_u64();
     // A success leaves `next` at its own attempt; a failure moves it one past.
     let failed = next.is_some() && !succeeded(&ledger, index);
     let last = next.unwrap_or(0).saturating_sub(u64::from(failed));
-    Ok(Attempt { node, job_uid, index, attempt: wanted.unwrap_or(last) })
+    Ok(Attempt {
+        node,
+        job_uid,
+        index,
+        attempt: wanted.unwrap_or(last),
+    })
 }
 
 fn succeeded(ledger: &Value, index: u64) -> bool {
     let text = ledger["spec"]["succeeded"].as_str().unwrap_or("");
     let first = index - index % u64::from(LEDGER_CHUNK);
-    IndexSet::from_bitmap(text, first as u32, LEDGER_CHUNK).is_ok_and(|set| set.contains(index as u32))
+    IndexSet::from_bitmap(text, first as u32, LEDGER_CHUNK)
+        .is_ok_and(|set| set.contains(index as u32))
 }
 
 /// Metrics of an agent.
@@ -118,49 +191,80 @@ pub async fn node_metrics(server: &Server, node: &str) -> ApiResult<Response> {
 }
 
 async fn forward(server: &Server, node: &str, uri: &str) -> ApiResult<Response> {
-    let request = Request::get(uri).body(Body::empty()).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    let request = Request::get(uri)
+        .body(Body::empty())
+        .map_err(|e| ApiError::bad_request(e.to_string()))?;
     let response = server.tunnels.request(node, request).await.map_err(|e| {
         let elsewhere = server
             .known("coordination.k8s.io", "leases")
             .ok()
             .and_then(|leases| server.cached(leases, NODE_LEASE_NAMESPACE, node))
-            .map(|lease| lease.value()["metadata"]["annotations"][rota_api::names::ANNOTATION_TUNNEL_SERVER].clone());
+            .map(|lease| {
+                lease.value()["metadata"]["annotations"][rota_api::names::ANNOTATION_TUNNEL_SERVER]
+                    .clone()
+            });
         let hint = match elsewhere.as_ref().and_then(Value::as_str) {
-            Some(address) if !address.is_empty() && address != server.advertise => format!("; its tunnel ends at {address}, ask there"),
+            Some(address) if !address.is_empty() && address != server.advertise => {
+                format!("; its tunnel ends at {address}, ask there")
+            }
             _ => String::new(),
         };
         ApiError::unavailable(format!("node {node:?} cannot be asked: {e}{hint}"))
     })?;
     let (parts, body) = response.into_parts();
     if !parts.status.is_success() {
-        let text = crate::router::read_body(Body::new(body), 64 * 1024).await.unwrap_or_default();
+        let text = crate::router::read_body(Body::new(body), 64 * 1024)
+            .await
+            .unwrap_or_default();
         let text = String::from_utf8_lossy(&text).trim().to_string();
         return Err(match parts.status {
-            StatusCode::NOT_FOUND => ApiError::new(404, "NotFound", format!("node {node:?}: {text}")),
+            StatusCode::NOT_FOUND => {
+                ApiError::new(404, "NotFound", format!("node {node:?}: {text}"))
+            }
             StatusCode::BAD_REQUEST => ApiError::bad_request(text),
             other => ApiError::unavailable(format!("node {node:?} answered {other}: {text}")),
         });
     }
     let mut out = Response::new(Body::new(body));
-    out.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    out.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     Ok(out)
 }
 
 /// GET of `/rota/v1/nodes/NAME/tunnel` with `Upgrade: rota-tunnel/1`, by the node itself.
-pub fn tunnel(server: &Arc<Server>, parts: &mut Parts, caller: &Caller, node: &str) -> ApiResult<Response> {
-    let wanted = parts.headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or("");
+pub fn tunnel(
+    server: &Arc<Server>,
+    parts: &mut Parts,
+    caller: &Caller,
+    node: &str,
+) -> ApiResult<Response> {
+    let wanted = parts
+        .headers
+        .get(header::UPGRADE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("");
     if !wanted.eq_ignore_ascii_case(UPGRADE) {
-        return Err(ApiError::bad_request(format!("this path wants Connection: Upgrade and Upgrade: {UPGRADE}")));
+        return Err(ApiError::bad_request(format!(
+            "this path wants Connection: Upgrade and Upgrade: {UPGRADE}"
+        )));
     }
     let Some(upgrade) = parts.extensions.remove::<hyper::upgrade::OnUpgrade>() else {
-        return Err(ApiError::bad_request("this connection cannot be upgraded; use HTTP/1.1"));
+        return Err(ApiError::bad_request(
+            "this connection cannot be upgraded; use HTTP/1.1",
+        ));
     };
     tracing::debug!(node, user = caller.user.name, "tunnel");
     server.tunnels.accept(node, upgrade);
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(UPGRADE));
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    response
+        .headers_mut()
+        .insert(header::UPGRADE, HeaderValue::from_static(UPGRADE));
     Ok(response)
 }
 
@@ -181,7 +285,9 @@ pub async fn record_tunnels(server: Arc<Server>) {
                 rota_api::names::ANNOTATION_TUNNEL_SERVER: server.advertise,
                 rota_api::names::ANNOTATION_TUNNEL_ID: event.id,
             }),
-            TunnelEventKind::PeerClosed => json!({rota_api::names::ANNOTATION_TUNNEL_CLOSED: event.id}),
+            TunnelEventKind::PeerClosed => {
+                json!({rota_api::names::ANNOTATION_TUNNEL_CLOSED: event.id})
+            }
         };
         let server = server.clone();
         tokio::spawn(async move {
@@ -190,7 +296,9 @@ pub async fn record_tunnels(server: Arc<Server>) {
             for _ in 0..60 {
                 match patch_lease(&server, &event.node, &patch).await {
                     Ok(()) => return,
-                    Err(e) => tracing::debug!(node = event.node, error = %e, "cannot record the tunnel yet"),
+                    Err(e) => {
+                        tracing::debug!(node = event.node, error = %e, "cannot record the tunnel yet")
+                    }
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(500)).await;
             }
@@ -200,7 +308,12 @@ pub async fn record_tunnels(server: Arc<Server>) {
 
 async fn patch_lease(server: &Server, node: &str, patch: &str) -> ApiResult<()> {
     let leases = server.known("coordination.k8s.io", "leases")?;
-    let target = Target { served: leases, namespace: NODE_LEASE_NAMESPACE, name: node, part: Part::Main };
+    let target = Target {
+        served: leases,
+        namespace: NODE_LEASE_NAMESPACE,
+        name: node,
+        part: Part::Main,
+    };
     update::patch(
         server,
         &itself(),

@@ -38,7 +38,11 @@ impl WriteOptions {
     /// From the query; wrong values are 422 as in Kubernetes.
     pub fn parse(query: &Query) -> ApiResult<Self> {
         let invalid = |key: &str, value: &str, supported: &str| {
-            ApiError::new(422, "Invalid", format!("{key}: Unsupported value: {value:?}: supported values: {supported}"))
+            ApiError::new(
+                422,
+                "Invalid",
+                format!("{key}: Unsupported value: {value:?}: supported values: {supported}"),
+            )
         };
         let dry_run = match query.get("dryRun") {
             None => false,
@@ -50,12 +54,23 @@ impl WriteOptions {
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                return Err(invalid("fieldValidation", other, "\"Ignore\", \"Warn\", \"Strict\""));
+                return Err(invalid(
+                    "fieldValidation",
+                    other,
+                    "\"Ignore\", \"Warn\", \"Strict\"",
+                ));
             }
         };
         if query.get("fieldManager").is_some_and(|m| m.len() > 128) {
-            return Err(ApiError::new(422, "Invalid", "fieldManager: Too long: may not be longer than 128"));
+            return Err(ApiError::new(
+                422,
+                "Invalid",
+                "fieldManager: Too long: may not be longer than 128",
+            ));
         }
-        Ok(WriteOptions { dry_run, field_validation })
+        Ok(WriteOptions {
+            dry_run,
+            field_validation,
+        })
     }
 }

@@ -47,11 +47,19 @@ pub enum At {
 
 /// A resourceVersion parameter as a number.
 pub fn version_parameter(query: &Query, key: &str) -> ApiResult<Option<Version>> {
-    let Some(text) = query.get(key) else { return Ok(None) };
+    let Some(text) = query.get(key) else {
+        return Ok(None);
+    };
     if text.len() > 1 && text.starts_with('0') || !text.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(bad_parameter(key, text, "must be a decimal number without leading zeros"));
+        return Err(bad_parameter(
+            key,
+            text,
+            "must be a decimal number without leading zeros",
+        ));
     }
-    text.parse().map(Some).map_err(|_| bad_parameter(key, text, "must fit into 64 bits"))
+    text.parse()
+        .map(Some)
+        .map_err(|_| bad_parameter(key, text, "must fit into 64 bits"))
 }
 
 fn invalid(message: &str) -> ApiError {
@@ -63,7 +71,9 @@ impl At {
         let version = version_parameter(query, "resourceVersion")?;
         let token = query.get("continue").is_some();
         if query.flag("sendInitialEvents")? {
-            return Err(invalid("sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list"));
+            return Err(invalid(
+                "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list",
+            ));
         }
         match (query.get("resourceVersionMatch"), version) {
             (Some(_), _) if token => Err(invalid(
@@ -93,11 +103,20 @@ impl At {
 
     async fn reach(self, server: &Server) -> ApiResult<Option<Version>> {
         let wait = |v: Version| async move {
-            server.cache.wait_for(v, VERSION_WAIT).await.map_err(|now| ApiError::version_too_large(v, now))
+            server
+                .cache
+                .wait_for(v, VERSION_WAIT)
+                .await
+                .map_err(|now| ApiError::version_too_large(v, now))
         };
         match self {
             At::Any => Ok(None),
-            At::Latest => server.cache.fresh().await.map(|_| None).map_err(store_error),
+            At::Latest => server
+                .cache
+                .fresh()
+                .await
+                .map(|_| None)
+                .map_err(store_error),
             At::NotOlder(v) => wait(v).await.map(|()| None),
             At::Exact(v) => wait(v).await.map(|()| Some(v)),
         }
@@ -119,7 +138,9 @@ pub async fn get(
         Some(v) => At::NotOlder(v),
     };
     at.reach(server).await?;
-    let object = server.cached(served, namespace, name).ok_or_else(|| served.not_found(name))?;
+    let object = server
+        .cached(served, namespace, name)
+        .ok_or_else(|| served.not_found(name))?;
     Ok(render_one(served, &object, format, 200))
 }
 
@@ -132,7 +153,17 @@ pub fn render_one(served: &Served, object: &Object, format: Format, code: u16) -
         Format::Table(include) => {
             let value = served.shown(object);
             let meta = json!({"resourceVersion": object.version.to_string()});
-            respond::json_value(code, &table::render(&served.kind, &[&value], meta, include, jiff::Timestamp::now(), true))
+            respond::json_value(
+                code,
+                &table::render(
+                    &served.kind,
+                    &[&value],
+                    meta,
+                    include,
+                    jiff::Timestamp::now(),
+                    true,
+                ),
+            )
         }
     }
 }
@@ -149,7 +180,11 @@ pub async fn list(
     let limit = query.number("limit")?.unwrap_or(0);
     let at = At::of_list(query, limit > 0)?;
     let page = match query.get("continue") {
-        Some(token) => Token::parse(token, served, namespace)?.page(server, served, namespace, &selectors, limit).await?,
+        Some(token) => {
+            Token::parse(token, served, namespace)?
+                .page(server, served, namespace, &selectors, limit)
+                .await?
+        }
         None => {
             let at = at.reach(server).await?;
             read_page(server, served, namespace, &selectors, at, None, limit, 0).await?
@@ -159,7 +194,12 @@ pub async fn list(
 }
 
 /// Every object of a collection that the selectors choose, as of now.
-pub async fn all(server: &Server, served: &Served, namespace: &str, selectors: &Selectors) -> ApiResult<Vec<Arc<Object>>> {
+pub async fn all(
+    server: &Server,
+    served: &Served,
+    namespace: &str,
+    selectors: &Selectors,
+) -> ApiResult<Vec<Arc<Object>>> {
     server.cache.fresh().await.map_err(store_error)?;
     let listed = read_page(server, served, namespace, selectors, None, None, 0, 0).await?;
     Ok(listed.items)
@@ -188,9 +228,19 @@ async fn read_page(
     if let (Some(name), None) = (&selectors.name, at)
         && !(served.kind.namespaced && namespace.is_empty())
     {
-        let (object, version) = server.cache.one(served.cache, &served.cache_key(namespace, name));
-        let items = object.filter(|o| selectors.matches(o)).into_iter().collect();
-        return Ok(Listed { items, version, token: None, remaining: None });
+        let (object, version) = server
+            .cache
+            .one(served.cache, &served.cache_key(namespace, name));
+        let items = object
+            .filter(|o| selectors.matches(o))
+            .into_iter()
+            .collect();
+        return Ok(Listed {
+            items,
+            version,
+            token: None,
+            remaining: None,
+        });
     }
     let filter = |o: &Object| selectors.matches(o);
     let request = PageRequest {
@@ -198,20 +248,48 @@ async fn read_page(
         after,
         at,
         limit,
-        filter: if selectors.is_empty() { None } else { Some(&filter) },
+        filter: if selectors.is_empty() {
+            None
+        } else {
+            Some(&filter)
+        },
     };
     let page = match server.cache.page(served.cache, &request) {
         Ok(page) => page,
-        Err(_) => older_page(server, served, namespace, selectors, at.unwrap_or(0), after, limit).await?,
+        Err(_) => {
+            older_page(
+                server,
+                served,
+                namespace,
+                selectors,
+                at.unwrap_or(0),
+                after,
+                limit,
+            )
+            .await?
+        }
     };
     let token = page.more.then(|| {
         let count = before + page.items.len() as u64;
         let last = page.items.last().map_or("", |o| &o.key).to_string();
-        Token { version: page.version, last, count }.text()
+        Token {
+            version: page.version,
+            last,
+            count,
+        }
+        .text()
     });
-    let remaining = (page.more && selectors.is_empty())
-        .then(|| page.total.saturating_sub(before as usize + page.items.len()).max(1));
-    Ok(Listed { items: page.items, version: page.version, token, remaining })
+    let remaining = (page.more && selectors.is_empty()).then(|| {
+        page.total
+            .saturating_sub(before as usize + page.items.len())
+            .max(1)
+    });
+    Ok(Listed {
+        items: page.items,
+        version: page.version,
+        token,
+        remaining,
+    })
 }
 
 /// A page from before the cache's history: the store still has it, unless it was compacted.
@@ -224,12 +302,21 @@ async fn older_page(
     after: Option<&str>,
     limit: usize,
 ) -> ApiResult<Page> {
-    let prefix = if namespace.is_empty() { served.prefix.clone() } else { format!("{}{namespace}/", served.prefix) };
+    let prefix = if namespace.is_empty() {
+        served.prefix.clone()
+    } else {
+        format!("{}{namespace}/", served.prefix)
+    };
     let kind = server.cache.kind(served.cache);
     let mut after = after.map(|a| format!("{}{a}", served.prefix));
     let mut items = Vec::new();
     loop {
-        let request = ListRequest { prefix: prefix.clone(), after: after.clone(), limit: STORE_PAGE, at: Some(at) };
+        let request = ListRequest {
+            prefix: prefix.clone(),
+            after: after.clone(),
+            limit: STORE_PAGE,
+            at: Some(at),
+        };
         let page = server.store.list(request).await.map_err(|e| match e {
             StoreError::Compacted { .. } => expired(at),
             other => store_error(other),
@@ -240,19 +327,31 @@ async fn older_page(
                 continue;
             }
             if limit > 0 && items.len() == limit {
-                return Ok(Page { items, version: at, more: true, total: 0 });
+                return Ok(Page {
+                    items,
+                    version: at,
+                    more: true,
+                    total: 0,
+                });
             }
             items.push(object);
         }
         after = page.items.last().map(|r| r.key.to_string());
         if !page.more {
-            return Ok(Page { items, version: at, more: false, total: 0 });
+            return Ok(Page {
+                items,
+                version: at,
+                more: false,
+                total: 0,
+            });
         }
     }
 }
 
 fn expired(at: Version) -> ApiError {
-    ApiError::expired(format!("The provided resourceVersion or continue parameter is too old to display a consistent list result: version {at} has been compacted. You can start a new list without the continue parameter."))
+    ApiError::expired(format!(
+        "The provided resourceVersion or continue parameter is too old to display a consistent list result: version {at} has been compacted. You can start a new list without the continue parameter."
+    ))
 }
 
 fn render_list(served: &Served, listed: Listed, format: Format) -> Response {
@@ -266,22 +365,46 @@ fn render_list(served: &Served, listed: Listed, format: Format) -> Response {
     match format {
         Format::Object if !served.view => {
             let head = respond::list_head(&served.api_version, &served.list_kind, &meta);
-            let mut response = Response::new(axum::body::Body::new(ListBody::new(head, listed.items)));
-            response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            let mut response =
+                Response::new(axum::body::Body::new(ListBody::new(head, listed.items)));
+            response.headers_mut().insert(
+                http::header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            );
             response
         }
         Format::Object => {
             let items: Vec<Value> = listed.items.iter().map(|o| served.shown(o)).collect();
-            respond::json_value(200, &json!({"kind": served.list_kind, "apiVersion": served.api_version, "metadata": meta, "items": items}))
+            respond::json_value(
+                200,
+                &json!({"kind": served.list_kind, "apiVersion": served.api_version, "metadata": meta, "items": items}),
+            )
         }
         Format::Partial => {
-            let items: Vec<Value> = listed.items.iter().map(|o| respond::partial(&o.value())).collect();
-            respond::json_value(200, &json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items}))
+            let items: Vec<Value> = listed
+                .items
+                .iter()
+                .map(|o| respond::partial(&o.value()))
+                .collect();
+            respond::json_value(
+                200,
+                &json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items}),
+            )
         }
         Format::Table(include) => {
             let values: Vec<Value> = listed.items.iter().map(|o| served.shown(o)).collect();
             let items: Vec<&Value> = values.iter().collect();
-            respond::json_value(200, &table::render(&served.kind, &items, meta, include, jiff::Timestamp::now(), true))
+            respond::json_value(
+                200,
+                &table::render(
+                    &served.kind,
+                    &items,
+                    meta,
+                    include,
+                    jiff::Timestamp::now(),
+                    true,
+                ),
+            )
         }
     }
 }
@@ -295,33 +418,71 @@ struct Token {
 
 impl Token {
     fn text(&self) -> String {
-        URL_SAFE_NO_PAD.encode(json!({"v": "rota1", "rv": self.version, "key": self.last, "n": self.count}).to_string())
+        URL_SAFE_NO_PAD.encode(
+            json!({"v": "rota1", "rv": self.version, "key": self.last, "n": self.count})
+                .to_string(),
+        )
     }
 
     fn parse(text: &str, served: &Served, namespace: &str) -> ApiResult<Self> {
-        let bad = || ApiError::bad_request("continue key is not valid: it is not a token of this server's lists of this collection");
+        let bad = || {
+            ApiError::bad_request(
+                "continue key is not valid: it is not a token of this server's lists of this collection",
+            )
+        };
         if text.len() > TOKEN_MAX {
             return Err(bad());
         }
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| bad())?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text.trim_end_matches('='))
+            .map_err(|_| bad())?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
         let last = value["key"].as_str().ok_or_else(bad)?.to_string();
         let namespaced = served.kind.namespaced;
-        let fits = if namespaced { last.matches('/').count() == 1 } else { !last.contains('/') };
+        let fits = if namespaced {
+            last.matches('/').count() == 1
+        } else {
+            !last.contains('/')
+        };
         let inside = namespace.is_empty() || last.starts_with(&format!("{namespace}/"));
         if value["v"] != "rota1" || !fits || !inside {
             return Err(bad());
         }
-        Ok(Token { version: value["rv"].as_u64().ok_or_else(bad)?, last, count: value["n"].as_u64().ok_or_else(bad)? })
+        Ok(Token {
+            version: value["rv"].as_u64().ok_or_else(bad)?,
+            last,
+            count: value["n"].as_u64().ok_or_else(bad)?,
+        })
     }
 
-    async fn page(self, server: &Server, served: &Served, namespace: &str, selectors: &Selectors, limit: u64) -> ApiResult<Listed> {
+    async fn page(
+        self,
+        server: &Server,
+        served: &Served,
+        namespace: &str,
+        selectors: &Selectors,
+        limit: u64,
+    ) -> ApiResult<Listed> {
         At::Exact(self.version).reach(server).await?;
-        let result = read_page(server, served, namespace, selectors, Some(self.version), Some(&self.last), limit, self.count).await;
+        let result = read_page(
+            server,
+            served,
+            namespace,
+            selectors,
+            Some(self.version),
+            Some(&self.last),
+            limit,
+            self.count,
+        )
+        .await;
         result.map_err(|mut e| {
             if e.code == 410 {
                 // Lets the client go on with a newer state, at the price of one that is not a single snapshot.
-                let next = Token { version: server.cache.applied(), last: self.last.clone(), count: self.count };
+                let next = Token {
+                    version: server.cache.applied(),
+                    last: self.last.clone(),
+                    count: self.count,
+                };
                 e.continue_token = Some(next.text());
             }
             e

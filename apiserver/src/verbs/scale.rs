@@ -10,7 +10,9 @@ use crate::server::{Caller, Served, Server};
 use crate::storage::Done;
 
 fn at<'a>(object: &'a Value, path: &str) -> &'a Value {
-    path.split('.').filter(|p| !p.is_empty()).fold(object, |v, p| &v[p])
+    path.split('.')
+        .filter(|p| !p.is_empty())
+        .fold(object, |v, p| &v[p])
 }
 
 fn paths(served: &Served) -> ApiResult<&ScalePaths> {
@@ -25,7 +27,9 @@ pub fn scale_of(served: &Served, object: &Value) -> ApiResult<Value> {
     if let Some(selector) = at(object, &paths.selector).as_str() {
         status["selector"] = json!(selector);
     }
-    let replicas = at(object, &paths.spec).as_i64().unwrap_or_else(|| default_replicas(object));
+    let replicas = at(object, &paths.spec)
+        .as_i64()
+        .unwrap_or_else(|| default_replicas(object));
     Ok(json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
         "metadata": {
@@ -68,18 +72,34 @@ pub async fn write(
             let scale = scale_of(served, &current)?;
             let wanted = match &change {
                 Change::Replace(body) => (*body).clone(),
-                Change::Patch(content_type, body) => crate::patch::apply(&scale_kind, content_type, &scale, body)?,
+                Change::Patch(content_type, body) => {
+                    crate::patch::apply(&scale_kind, content_type, &scale, body)?
+                }
             };
-            let given = wanted["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty());
+            let given = wanted["metadata"]["resourceVersion"]
+                .as_str()
+                .filter(|v| !v.is_empty());
             let uid = wanted["metadata"]["uid"].as_str().filter(|v| !v.is_empty());
             if given.is_some_and(|v| v != object.version.to_string()) {
-                return Err(ApiError::modified(served.kind.group, served.kind.plural, name));
+                return Err(ApiError::modified(
+                    served.kind.group,
+                    served.kind.plural,
+                    name,
+                ));
             }
-            let uid = Preconditions { uid: uid.map(String::from), resource_version: None };
+            let uid = Preconditions {
+                uid: uid.map(String::from),
+                resource_version: None,
+            };
             uid.check(served, name, &current, object.version)?;
             let replicas = match &wanted["spec"]["replicas"] {
                 Value::Null => json!(0),
-                v if v.as_i64().is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n)) => v.clone(),
+                v if v
+                    .as_i64()
+                    .is_some_and(|n| (0..=i64::from(i32::MAX)).contains(&n)) =>
+                {
+                    v.clone()
+                }
                 v => {
                     return Err(ApiError::invalid(
                         "autoscaling",
@@ -88,15 +108,31 @@ pub async fn write(
                         vec![rota_api::registry::FieldError {
                             reason: "FieldValueInvalid",
                             field: "spec.replicas".into(),
-                            message: format!("Invalid value: {v}: must be an integer from 0 to 2147483647"),
+                            message: format!(
+                                "Invalid value: {v}: must be an integer from 0 to 2147483647"
+                            ),
                         }],
                     ));
                 }
             };
             let mut new = current.clone();
             set_at(&mut new, &path, replicas);
-            let target = Target { served, namespace, name, part: Part::Main };
-            prepare(server, caller, &target, object, &current, new, Vec::new(), options)
+            let target = Target {
+                served,
+                namespace,
+                name,
+                part: Part::Main,
+            };
+            prepare(
+                server,
+                caller,
+                &target,
+                object,
+                &current,
+                new,
+                Vec::new(),
+                options,
+            )
         })
         .await
 }

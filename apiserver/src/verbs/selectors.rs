@@ -65,10 +65,20 @@ impl Selectors {
             if term.equal && term.field == "spec.nodeName" {
                 node = Some(term.value.clone());
             }
-            fields.push(Term { place, value: term.value.clone(), equal: term.equal });
+            fields.push(Term {
+                place,
+                value: term.value.clone(),
+                equal: term.equal,
+            });
         }
         let empty = label_text.is_empty() && fields.is_empty();
-        Ok(Selectors { labels, fields, name, node, empty })
+        Ok(Selectors {
+            labels,
+            fields,
+            name,
+            node,
+            empty,
+        })
     }
 
     /// Whether everything matches.

@@ -49,7 +49,13 @@ pub struct Preconditions {
 
 impl Preconditions {
     /// 409 unless they hold.
-    pub fn check(&self, served: &Served, name: &str, current: &Value, version: u64) -> ApiResult<()> {
+    pub fn check(
+        &self,
+        served: &Served,
+        name: &str,
+        current: &Value,
+        version: u64,
+    ) -> ApiResult<()> {
         let (group, plural) = (served.kind.group, served.kind.plural);
         if let Some(uid) = &self.uid {
             let actual = current["metadata"]["uid"].as_str().unwrap_or("");
@@ -58,7 +64,9 @@ impl Preconditions {
                     group,
                     plural,
                     name,
-                    &format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {actual}"),
+                    &format!(
+                        "Precondition failed: UID in precondition: {uid}, UID in object meta: {actual}"
+                    ),
                 ));
             }
         }
@@ -69,7 +77,9 @@ impl Preconditions {
                 group,
                 plural,
                 name,
-                &format!("Precondition failed: ResourceVersion in precondition: {rv}, ResourceVersion in object meta: {version}"),
+                &format!(
+                    "Precondition failed: ResourceVersion in precondition: {rv}, ResourceVersion in object meta: {version}"
+                ),
             ));
         }
         Ok(())
@@ -85,7 +95,10 @@ pub async fn update(
     options: WriteOptions,
 ) -> ApiResult<Done> {
     let served = target.served;
-    let given = body.value["metadata"]["resourceVersion"].as_str().unwrap_or("").to_string();
+    let given = body.value["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or("")
+        .to_string();
     if given.is_empty() && !served.kind.core {
         return Err(ApiError::invalid(
             served.kind.group,
@@ -99,10 +112,26 @@ pub async fn update(
         ));
     }
     server
-        .commit_change(caller, served, target.namespace, target.name, options.dry_run, |object| {
-            let current = served.shown(object);
-            prepare(server, caller, target, object, &current, body.value.clone(), body.duplicates.clone(), options)
-        })
+        .commit_change(
+            caller,
+            served,
+            target.namespace,
+            target.name,
+            options.dry_run,
+            |object| {
+                let current = served.shown(object);
+                prepare(
+                    server,
+                    caller,
+                    target,
+                    object,
+                    &current,
+                    body.value.clone(),
+                    body.duplicates.clone(),
+                    options,
+                )
+            },
+        )
         .await
 }
 
@@ -119,12 +148,28 @@ pub async fn patch(
 ) -> ApiResult<Done> {
     let served = target.served;
     server
-        .commit_change(caller, served, target.namespace, target.name, options.dry_run, |object| {
-            let current = served.shown(object);
-            preconditions.check(served, target.name, &current, object.version)?;
-            let patched = crate::patch::apply(&served.kind, content_type, &current, body)?;
-            prepare(server, caller, target, object, &current, patched, Vec::new(), options)
-        })
+        .commit_change(
+            caller,
+            served,
+            target.namespace,
+            target.name,
+            options.dry_run,
+            |object| {
+                let current = served.shown(object);
+                preconditions.check(served, target.name, &current, object.version)?;
+                let patched = crate::patch::apply(&served.kind, content_type, &current, body)?;
+                prepare(
+                    server,
+                    caller,
+                    target,
+                    object,
+                    &current,
+                    patched,
+                    Vec::new(),
+                    options,
+                )
+            },
+        )
         .await
 }
 
@@ -147,7 +192,11 @@ pub fn prepare(
     let given = {
         let meta = metadata_of(&mut new)?;
         check_namespace(served, meta, target.namespace)?;
-        if meta.get("name").and_then(Value::as_str).is_some_and(|n| !n.is_empty() && n != target.name) {
+        if meta
+            .get("name")
+            .and_then(Value::as_str)
+            .is_some_and(|n| !n.is_empty() && n != target.name)
+        {
             return Err(ApiError::bad_request(format!(
                 "the name of the object ({}) does not match the name on the URL ({})",
                 meta["name"].as_str().unwrap_or(""),
@@ -155,9 +204,15 @@ pub fn prepare(
             )));
         }
         meta.insert("name".into(), json!(target.name));
-        meta.get("resourceVersion").and_then(Value::as_str).unwrap_or("").to_string()
+        meta.get("resourceVersion")
+            .and_then(Value::as_str)
+            .unwrap_or("")
+            .to_string()
     };
-    for (field, is) in [("apiVersion", served.api_version.as_str()), ("kind", kind.kind)] {
+    for (field, is) in [
+        ("apiVersion", served.api_version.as_str()),
+        ("kind", kind.kind),
+    ] {
         if new[field].as_str().is_some_and(|v| v != is) {
             return Err(ApiError::bad_request(format!(
                 "the {field} in the body ({}) does not match the one expected ({is})",
@@ -172,7 +227,10 @@ pub fn prepare(
     let old_meta = current["metadata"].as_object().cloned().unwrap_or_default();
     let uid = new["metadata"]["uid"].as_str().unwrap_or("");
     if !uid.is_empty() && old_meta.get("uid").and_then(Value::as_str) != Some(uid) {
-        let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: None };
+        let preconditions = Preconditions {
+            uid: Some(uid.to_string()),
+            resource_version: None,
+        };
         preconditions.check(served, target.name, current, object.version)?;
     }
     match target.part {
@@ -197,15 +255,26 @@ pub fn prepare(
     }
     keep_managed(&mut new, &old_meta);
     (kind.prepare)(&mut new, Some(current));
-    let mode = if target.part == Part::Status { Mode::Status } else { Mode::Full };
+    let mode = if target.part == Part::Status {
+        Mode::Status
+    } else {
+        Mode::Full
+    };
     let warnings = admit(served, &mut new, Some(current), duplicates, mode, options)?;
     let (mut new, old) = if served.view {
-        (rota_api::core_kinds::event::to_core_v1(&new), object.value())
+        (
+            rota_api::core_kinds::event::to_core_v1(&new),
+            object.value(),
+        )
     } else {
         (new, current.clone())
     };
     check_finalizers(served, target.name, &old, &new)?;
-    if caller.user.name.starts_with(rota_api::names::USER_NODE_PREFIX) {
+    if caller
+        .user
+        .name
+        .starts_with(rota_api::names::USER_NODE_PREFIX)
+    {
         crate::auth::authorizer::check_node_change(&caller.user, &old, &new)
             .map_err(|why| ApiError::forbidden(kind.group, kind.plural, target.name, why))?;
     }
@@ -229,17 +298,34 @@ pub fn prepare(
         new["metadata"]["generation"] = json!(generation);
     }
     let key = served.key(target.namespace, target.name);
-    let guards = vec![Guard { key: key.clone(), expect: Expect::Version(object.version) }];
+    let guards = vec![Guard {
+        key: key.clone(),
+        expect: Expect::Version(object.version),
+    }];
     if is_finished(&new) {
-        return Ok(Prepared { guards, writes: vec![Write::Delete { key }], outcome: Outcome::Removed(object.clone()), warnings });
+        return Ok(Prepared {
+            guards,
+            writes: vec![Write::Delete { key }],
+            outcome: Outcome::Removed(object.clone()),
+            warnings,
+        });
     }
     let stored = encode(&new);
     check_size(&stored)?;
-    let mut writes = vec![Write::Put { key, value: stored.clone(), expires_at: expiry(served) }];
+    let mut writes = vec![Write::Put {
+        key,
+        value: stored.clone(),
+        expires_at: expiry(served),
+    }];
     if let Some(fence) = lease_fence(served, Some(&before), &new)? {
         writes.push(fence);
     }
-    Ok(Prepared { guards, writes, outcome: Outcome::Stored { stored, code: 200 }, warnings })
+    Ok(Prepared {
+        guards,
+        writes,
+        outcome: Outcome::Stored { stored, code: 200 },
+        warnings,
+    })
 }
 
 fn carry(new: &mut Value, old: &Value, field: &str) {
@@ -257,10 +343,18 @@ fn set(object: &mut Value, field: &str, value: Option<Value>) {
 
 /// Metadata that only the server writes stays as it was.
 fn keep_managed(new: &mut Value, old: &Map<String, Value>) {
-    let Some(meta) = new["metadata"].as_object_mut() else { return };
+    let Some(meta) = new["metadata"].as_object_mut() else {
+        return;
+    };
     for field in [
-        "uid", "generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
-        "generateName", "managedFields", "selfLink",
+        "uid",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generateName",
+        "managedFields",
+        "selfLink",
     ] {
         match old.get(field) {
             Some(v) => meta.insert(field.into(), v.clone()),
@@ -270,7 +364,12 @@ fn keep_managed(new: &mut Value, old: &Map<String, Value>) {
 }
 
 fn finalizers(object: &Value) -> Vec<&str> {
-    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    object["metadata"]["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 fn check_finalizers(served: &Served, name: &str, old: &Value, new: &Value) -> ApiResult<()> {
@@ -278,7 +377,10 @@ fn check_finalizers(served: &Served, name: &str, old: &Value, new: &Value) -> Ap
         return Ok(());
     }
     let had = finalizers(old);
-    let added: Vec<&str> = finalizers(new).into_iter().filter(|f| !had.contains(f)).collect();
+    let added: Vec<&str> = finalizers(new)
+        .into_iter()
+        .filter(|f| !had.contains(f))
+        .collect();
     if added.is_empty() {
         return Ok(());
     }
@@ -289,7 +391,9 @@ fn check_finalizers(served: &Served, name: &str, old: &Value, new: &Value) -> Ap
         vec![FieldError {
             reason: "FieldValueForbidden",
             field: "metadata.finalizers".into(),
-            message: format!("Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"),
+            message: format!(
+                "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+            ),
         }],
     ))
 }
@@ -298,11 +402,18 @@ fn check_finalizers(served: &Served, name: &str, old: &Value, new: &Value) -> Ap
 pub fn is_finished(object: &Value) -> bool {
     !object["metadata"]["deletionTimestamp"].is_null()
         && finalizers(object).is_empty()
-        && (object["kind"] != "Namespace" || object["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty))
+        && (object["kind"] != "Namespace"
+            || object["spec"]["finalizers"]
+                .as_array()
+                .is_none_or(Vec::is_empty))
 }
 
 fn differs_outside_status(new: &Value, old: &Value) -> bool {
-    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return true };
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else {
+        return true;
+    };
     let part = |m: &Map<String, Value>, k: &String| m.get(k).cloned();
-    new.keys().chain(old.keys()).any(|k| k != "metadata" && k != "status" && part(new, k) != part(old, k))
+    new.keys()
+        .chain(old.keys())
+        .any(|k| k != "metadata" && k != "status" && part(new, k) != part(old, k))
 }

@@ -82,7 +82,9 @@ pub async fn watch(
         ));
     }
     if send_initial && !bookmarks {
-        return Err(forbidden("allowWatchBookmarks: Forbidden: sendInitialEvents requires allowWatchBookmarks"));
+        return Err(forbidden(
+            "allowWatchBookmarks: Forbidden: sendInitialEvents requires allowWatchBookmarks",
+        ));
     }
     let seconds = match query.number("timeoutSeconds")? {
         Some(0) | None => TIMEOUT_DEFAULT_SECONDS + rand::random_range(0..TIMEOUT_DEFAULT_SECONDS),
@@ -94,7 +96,11 @@ pub async fn watch(
         Some(v) => Some(v),
     };
     if version.is_none() || send_initial {
-        server.cache.fresh().await.map_err(crate::storage::store_error)?;
+        server
+            .cache
+            .fresh()
+            .await
+            .map_err(crate::storage::store_error)?;
     }
     if let Some(v) = from
         && let Err(now) = server.cache.wait_for(v, FUTURE_WAIT).await
@@ -102,15 +108,19 @@ pub async fn watch(
         return Ok(error_stream(&ApiError::version_too_large(v, now)));
     }
     let start = if send_initial { None } else { from };
-    let handle = match server.cache.watch(served.cache, start, selectors.interest(served, namespace)) {
-        Ok(handle) => handle,
-        Err(oldest) => {
-            return Ok(error_stream(&ApiError::expired(format!(
-                "too old resource version: {} ({oldest})",
-                from.unwrap_or(0)
-            ))));
-        }
-    };
+    let handle =
+        match server
+            .cache
+            .watch(served.cache, start, selectors.interest(served, namespace))
+        {
+            Ok(handle) => handle,
+            Err(oldest) => {
+                return Ok(error_stream(&ApiError::expired(format!(
+                    "too old resource version: {} ({oldest})",
+                    from.unwrap_or(0)
+                ))));
+            }
+        };
     let mut handle = handle;
     let initial = std::mem::take(&mut handle.initial);
     let now = Instant::now();
@@ -139,7 +149,10 @@ pub async fn watch(
 
 fn stream_response(body: Body) -> Response {
     let mut response = Response::new(body);
-    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     response
 }
 
@@ -173,7 +186,11 @@ impl Watch {
             }
         }
         while !self.ended {
-            let wake = if self.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
+            let wake = if self.bookmarks {
+                self.next_bookmark.min(self.deadline)
+            } else {
+                self.deadline
+            };
             let server = self.server.clone();
             tokio::select! {
                 biased;
@@ -228,7 +245,8 @@ impl Watch {
     }
 
     fn chosen(&self, object: &Object) -> bool {
-        (self.namespace.is_empty() || object.namespace() == self.namespace) && self.selectors.matches(object)
+        (self.namespace.is_empty() || object.namespace() == self.namespace)
+            && self.selectors.matches(object)
     }
 
     /// A change as this watch sees it: an object that leaves the selection is deleted for it, one
@@ -274,23 +292,41 @@ impl Watch {
                 let value = self.served.shown(object);
                 let meta = json!({"resourceVersion": object.version.to_string()});
                 let with_headers = !std::mem::replace(&mut self.headers_sent, true);
-                table::render(&self.served.kind, &[&value], meta, include, jiff::Timestamp::now(), with_headers)
+                table::render(
+                    &self.served.kind,
+                    &[&value],
+                    meta,
+                    include,
+                    jiff::Timestamp::now(),
+                    with_headers,
+                )
             }
         }
     }
 
     fn bookmark(&mut self, out: &mut BytesMut, version: Version, initial_end: bool) {
         self.last_version = version;
-        let mut metadata = json!({"resourceVersion": version.to_string(), "creationTimestamp": null});
+        let mut metadata =
+            json!({"resourceVersion": version.to_string(), "creationTimestamp": null});
         if initial_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object = match self.format {
-            Format::Table(_) => json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": [], "rows": []}),
-            Format::Partial => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
-            Format::Object => json!({"kind": self.served.kind.kind, "apiVersion": self.served.api_version, "metadata": metadata}),
+            Format::Table(_) => {
+                json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": [], "rows": []})
+            }
+            Format::Partial => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
+            Format::Object => {
+                json!({"kind": self.served.kind.kind, "apiVersion": self.served.api_version, "metadata": metadata})
+            }
         };
-        out.extend_from_slice(json!({"type": "BOOKMARK", "object": object}).to_string().as_bytes());
+        out.extend_from_slice(
+            json!({"type": "BOOKMARK", "object": object})
+                .to_string()
+                .as_bytes(),
+        );
         out.extend_from_slice(b"\n");
     }
 }

@@ -18,9 +18,28 @@ async fn items_succeed_and_fail_each_by_itself() {
         {"verb": "create", "path": JOBS, "body": {"spec": {"template": {"spec": {"command": 5}}}, "metadata": {"name": "x"}}},
     ]);
     let result = api.post(BULK, &json!({"items": items})).await.ok();
-    let reasons: Vec<&str> = result["items"].as_array().unwrap().iter().map(|i| i["reason"].as_str().unwrap_or("ok")).collect();
-    assert_eq!(reasons, ["ok", "AlreadyExists", "ok", "Conflict", "NotFound", "BadRequest", "Invalid"]);
-    assert_eq!(api.get(&format!("{MAPS}/there")).await.ok()["data"]["k"], "2");
+    let reasons: Vec<&str> = result["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i["reason"].as_str().unwrap_or("ok"))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            "ok",
+            "AlreadyExists",
+            "ok",
+            "Conflict",
+            "NotFound",
+            "BadRequest",
+            "Invalid"
+        ]
+    );
+    assert_eq!(
+        api.get(&format!("{MAPS}/there")).await.ok()["data"]["k"],
+        "2"
+    );
 }
 
 #[tokio::test]
@@ -41,14 +60,26 @@ async fn atomic_items_apply_all_or_none() {
         {"verb": "delete", "path": format!("{MAPS}/there")},
     ]});
     let twice = api.post(BULK, &good).await.ok();
-    assert_eq!(twice["items"][0]["status"], "Failure", "one object twice in a transaction cannot be: {twice}");
+    assert_eq!(
+        twice["items"][0]["status"], "Failure",
+        "one object twice in a transaction cannot be: {twice}"
+    );
     let good = json!({"atomic": true, "answer": "Version", "items": [
         {"verb": "create", "path": MAPS, "body": map("a", "1")},
         {"verb": "delete", "path": format!("{MAPS}/there")},
     ]});
     let result = api.post(BULK, &good).await.ok();
-    assert_eq!((result["items"][0]["status"].as_str(), result["items"][0]["details"]["name"].as_str()), (Some("Success"), Some("a")));
-    assert_eq!(version(&api.get(&format!("{MAPS}/a")).await.ok()).to_string(), result["items"][0]["metadata"]["resourceVersion"]);
+    assert_eq!(
+        (
+            result["items"][0]["status"].as_str(),
+            result["items"][0]["details"]["name"].as_str()
+        ),
+        (Some("Success"), Some("a"))
+    );
+    assert_eq!(
+        version(&api.get(&format!("{MAPS}/a")).await.ok()).to_string(),
+        result["items"][0]["metadata"]["resourceVersion"]
+    );
 }
 
 #[tokio::test]
@@ -69,19 +100,39 @@ async fn only_placement_makes_tasks() {
         "nodeName": "n1", "queue": "default", "requests": {"cpu": "1"}, "revision": "r"}});
     let body = json!({"items": [{"verb": "create", "path": "/apis/rota.dev/v1/namespaces/default/tasks", "body": task}]});
     let job = api.as_user("rota:job", &["system:controllers"]);
-    assert_eq!(job.post(BULK, &body).await.ok()["items"][0]["reason"], "Forbidden");
+    assert_eq!(
+        job.post(BULK, &body).await.ok()["items"][0]["reason"],
+        "Forbidden"
+    );
     let placement = api.as_user("rota:placement", &["system:controllers"]);
-    assert_eq!(placement.post(BULK, &body).await.ok()["items"][0]["metadata"]["name"], "t");
+    assert_eq!(
+        placement.post(BULK, &body).await.ok()["items"][0]["metadata"]["name"],
+        "t"
+    );
     let path = "/apis/rota.dev/v1/namespaces/default/tasks/t";
     let mine = api.as_user("system:node:n1", &["system:nodes"]);
     let other = api.as_user("system:node:n2", &["system:nodes"]);
     let status = json!({"items": [{"verb": "status", "path": path, "body": {"status": {"phase": "Succeeded", "exitCode": 0}}}]});
-    assert_eq!(other.post(BULK, &status).await.ok()["items"][0]["reason"], "Forbidden");
+    assert_eq!(
+        other.post(BULK, &status).await.ok()["items"][0]["reason"],
+        "Forbidden"
+    );
     let done = mine.post(BULK, &status).await.ok();
     assert_eq!(done["items"][0]["status"]["phase"], "Succeeded", "{done}");
     let back = json!({"items": [{"verb": "status", "path": path, "body": {"status": {"phase": "Running"}}}]});
     let refused = mine.post(BULK, &back).await.ok();
-    assert_eq!(refused["items"][0]["reason"], "Invalid", "a terminal phase never changes: {refused}");
+    assert_eq!(
+        refused["items"][0]["reason"], "Invalid",
+        "a terminal phase never changes: {refused}"
+    );
     assert_eq!(other.get("/apis/rota.dev/v1/tasks").await.code, 403);
-    assert_eq!(mine.get("/apis/rota.dev/v1/tasks?fieldSelector=spec.nodeName%3Dn1").await.ok()["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        mine.get("/apis/rota.dev/v1/tasks?fieldSelector=spec.nodeName%3Dn1")
+            .await
+            .ok()["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }

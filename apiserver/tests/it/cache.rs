@@ -14,7 +14,10 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(
-        prop_oneof![(0u8..6, 0u8..3).prop_map(|(k, v)| Step::Put(k, v)), (0u8..6).prop_map(Step::Delete)],
+        prop_oneof![
+            (0u8..6, 0u8..3).prop_map(|(k, v)| Step::Put(k, v)),
+            (0u8..6).prop_map(Step::Delete)
+        ],
         1..25,
     )
 }

@@ -37,11 +37,17 @@ pub struct Answer {
 impl Api {
     pub async fn start() -> Api {
         let server = ApiServer::start(MemoryStore::new(), Config::default()).await;
-        Api { server, user: User::new("system:admin", &["system:masters"]) }
+        Api {
+            server,
+            user: User::new("system:admin", &["system:masters"]),
+        }
     }
 
     pub fn as_user(&self, name: &str, groups: &[&str]) -> Api {
-        Api { server: self.server.clone(), user: User::new(name, groups) }
+        Api {
+            server: self.server.clone(),
+            user: User::new(name, groups),
+        }
     }
 
     pub async fn raw(&self, request: Request<Body>) -> http::Response<Body> {
@@ -50,7 +56,13 @@ impl Api {
         self.server.router().oneshot(request).await.unwrap()
     }
 
-    pub async fn send(&self, method: &str, path: &str, content_type: Option<&str>, body: impl Into<Body>) -> Answer {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: Option<&str>,
+        body: impl Into<Body>,
+    ) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         if let Some(t) = content_type {
             request = request.header("content-type", t);
@@ -58,8 +70,13 @@ impl Api {
         let response = self.raw(request.body(body.into()).unwrap()).await;
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
-        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
-        Answer { code: parts.status.as_u16(), headers: parts.headers, body }
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
+        Answer {
+            code: parts.status.as_u16(),
+            headers: parts.headers,
+            body,
+        }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -67,15 +84,18 @@ impl Api {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
-        self.send("POST", path, Some("application/json"), body.to_string()).await
+        self.send("POST", path, Some("application/json"), body.to_string())
+            .await
     }
 
     pub async fn put(&self, path: &str, body: &Value) -> Answer {
-        self.send("PUT", path, Some("application/json"), body.to_string()).await
+        self.send("PUT", path, Some("application/json"), body.to_string())
+            .await
     }
 
     pub async fn patch(&self, path: &str, body: &Value) -> Answer {
-        self.send("PATCH", path, Some(MERGE), body.to_string()).await
+        self.send("PATCH", path, Some(MERGE), body.to_string())
+            .await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
@@ -92,7 +112,12 @@ impl Answer {
 
     #[track_caller]
     pub fn fails(self, code: u16, reason: &str) -> Value {
-        assert_eq!((self.code, self.body["reason"].as_str().unwrap_or("")), (code, reason), "{}", self.body);
+        assert_eq!(
+            (self.code, self.body["reason"].as_str().unwrap_or("")),
+            (code, reason),
+            "{}",
+            self.body
+        );
         assert_eq!(self.body["kind"], "Status");
         assert_eq!(self.body["code"], code);
         self.body
@@ -109,5 +134,9 @@ pub fn map(name: &str, value: &str) -> Value {
 }
 
 pub fn version(object: &Value) -> u64 {
-    object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
+    object["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
