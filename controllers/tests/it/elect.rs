@@ -115,7 +115,9 @@ async fn a_write_of_an_older_term_is_refused() {
         .unwrap();
     let patch = json!({"metadata": {"annotations": {"a": "1"}}});
     rest.patch(&format!("{target}/x"), &patch).await.unwrap();
+    // Released, then taken: from then on the old term writes nothing.
     a.release(first).await;
+    candidate(&world, "b").acquire(&stop).await.unwrap();
     let patch = json!({"metadata": {"annotations": {"a": "2"}}});
     let refused = rest.patch(&format!("{target}/x"), &patch).await;
     assert!(matches!(refused, Err(Failure::LeaseLost(_))), "{refused:?}");
