@@ -44,6 +44,8 @@ const FENCE_MS: u64 = 10_000;
 const STOP_WAIT_MS: u64 = 40_000;
 /// Longest wait at the end for statuses alone: the server may be gone before us.
 const FLUSH_WAIT_MS: u64 = 5_000;
+/// Longest wait at the end for the first word of supervisor and server, when told to end at once.
+const LEARN_WAIT_MS: u64 = 2_000;
 /// How often logs and directories past their retention are looked for.
 const SWEEP_MS: u64 = 60_000;
 /// Longest wait for the answer to a bulk request.
@@ -146,6 +148,7 @@ struct Core {
     paused_until: u64,
     failures: u32,
     listed: bool,
+    welcomed: bool,
     epoch: i64,
     adopted: i64,
     renewed_ms: u64,
@@ -188,6 +191,7 @@ pub async fn run(
         paused_until: 0,
         failures: 0,
         listed: false,
+        welcomed: false,
         renewed_ms: now, // registration renewed the Lease
         gate_since: None,
         stopping: false,
@@ -272,6 +276,10 @@ impl Core {
             .tracked
             .values()
             .any(|t| matches!(t.observed.run, Run::Live | Run::Stopping { .. }));
+        let informed = self.welcomed && self.listed;
+        if !informed && now < begin + LEARN_WAIT_MS {
+            return false;
+        }
         if !self.stopping {
             return quiet || now >= begin + FLUSH_WAIT_MS.min(1_000);
         }
@@ -306,6 +314,9 @@ impl Core {
                     if !there.contains(uid) && (t.desired.take().is_some() || !self.listed) {
                         self.dirty.insert(uid.clone());
                     }
+                }
+                if !self.listed {
+                    self.dirty.extend(self.tracked.keys().cloned());
                 }
                 self.listed = true;
                 items.into_iter().for_each(|t| self.set(t));
@@ -396,6 +407,7 @@ impl Core {
     }
 
     fn on_welcome(&mut self, generation: u64, welcome: Welcome) {
+        self.welcomed = true;
         let mut seen = BTreeSet::new();
         for s in welcome.running {
             let Some((uid, n)) = split(&s.id) else {
@@ -623,6 +635,22 @@ impl Core {
         if self.listed {
             while let Some(uid) = self.dirty.pop_first() {
                 self.decide(&uid);
+            }
+        } else if self.stopping {
+            // Without the server's word nothing is forgotten or reported, only stopped; the exits
+            // wait in the journal.
+            for uid in std::mem::take(&mut self.dirty) {
+                let live = self
+                    .tracked
+                    .get(&uid)
+                    .filter(|t| t.observed.run == Run::Live);
+                if live.is_some() {
+                    let gentle = Action::Stop {
+                        signal: 15,
+                        grace_ms: GRACE_DEFAULT_MS,
+                    };
+                    self.act(&uid, gentle);
+                }
             }
         }
         for link in &self.links {

@@ -134,14 +134,14 @@ fn config(pki: &Pki) -> Result<Arc<ServerConfig>, PkiError> {
         .allow_unauthenticated()
         .build()
         .map_err(|e| crypto(&e))?;
+    // The authority goes along, so that a joining agent finds the one that its token names.
+    let mut chain = certificates(&pki.server().certificate)?;
+    chain.push(pki.ca_der().clone());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| crypto(&e))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            certificates(&pki.server().certificate)?,
-            private_key(&pki.server().key)?,
-        )
+        .with_single_cert(chain, private_key(&pki.server().key)?)
         .map_err(|e| crypto(&e))?;
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
