@@ -184,7 +184,7 @@ pub async fn run(
         timers: BTreeSet::new(),
         links,
         sources: Sources::default(),
-        ports: Ports::new(PORT_RANGE_DEFAULT),
+        ports: Ports::new(PORT_RANGE_DEFAULT).scattered(),
         used: BTreeMap::new(),
         outbox: Outbox::default(),
         in_flight: false,

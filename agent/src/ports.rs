@@ -28,6 +28,17 @@ impl Ports {
         }
     }
 
+    /// Starts at a random place of the range instead of its beginning. Several nodes of one machine
+    /// share the range and see each other's ports only once something listens there, so they
+    /// should not all begin with the same ones.
+    pub fn scattered(mut self) -> Self {
+        let (low, high) = self.range;
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), low);
+        let offset = random % (u64::from(high - low) + 1);
+        self.next = low + u16::try_from(offset).unwrap_or(0);
+        self
+    }
+
     /// Gives every port without a number one that is neither given out nor in use on the machine.
     /// Going round the range keeps a port that was just released unused for long.
     pub fn assign(&mut self, wanted: &[Port], free: impl Fn(u16) -> bool) -> Option<Vec<Port>> {
@@ -97,6 +108,16 @@ mod tests {
             name: name.into(),
             port,
         }
+    }
+
+    #[test]
+    fn any_place_of_the_range_may_come_first() {
+        let mut seen = BTreeSet::new();
+        for _ in 0..200 {
+            let mut p = Ports::new((100, 103)).scattered();
+            seen.insert(p.assign(&[port("a", 0)], |_| true).unwrap()[0].port);
+        }
+        assert_eq!(seen, BTreeSet::from([100, 101, 102, 103]));
     }
 
     #[test]
