@@ -28,6 +28,9 @@ use crate::verbs::{WriteOptions, bulk, create, delete, logs, read, scale, watch}
 /// Largest body of a request other than bulk: as in Kubernetes.
 const BODY_MAX: usize = 3 << 20;
 
+/// Bytes of a body over the limit that are read and thrown away before it is refused.
+const DRAIN_MAX: usize = 64 << 20;
+
 /// Requests of people and frameworks that run at once; the rest waits for [`LANE_WAIT`].
 const LANE_USERS: usize = 400;
 
@@ -217,19 +220,34 @@ async fn place<'a>(server: &'a Server, user: &User) -> ApiResult<tokio::sync::Se
     }
 }
 
-/// Reads a whole body, refusing one that is too large before it is read to its end.
-pub async fn read_body(body: Body, most: usize) -> ApiResult<Bytes> {
-    let read = Limited::new(body, most).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+/// Reads a whole body. Of one that is too large no more than the limit is kept, and so much is read
+/// on that ordinary clients, which send first and then listen, get to see the refusal.
+pub async fn read_body(mut body: Body, most: usize) -> ApiResult<Bytes> {
+    let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
+    let read = Limited::new(&mut body, most).collect();
+    match tokio::time::timeout_at(deadline, read).await {
         Err(_) => Err(ApiError::new(
             408,
             "Timeout",
             "the request body did not arrive in time",
         )),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(ApiError::too_large(format!(
-            "Request entity too large: limit is {most}"
-        ))),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => {
+            let rest = async {
+                let mut left = DRAIN_MAX;
+                while let Some(Ok(frame)) = body.frame().await {
+                    let len = frame.data_ref().map_or(0, Bytes::len);
+                    let Some(less) = left.checked_sub(len) else {
+                        return;
+                    };
+                    left = less;
+                }
+            };
+            let _ = tokio::time::timeout_at(deadline, rest).await;
+            Err(ApiError::too_large(format!(
+                "Request entity too large: limit is {most}"
+            )))
+        }
         Ok(Err(e)) => Err(ApiError::bad_request(format!(
             "the request body could not be read: {e}"
         ))),
