@@ -148,11 +148,14 @@ impl Pace {
     }
 }
 
+/// A request that came back: its lane, and each write with its answer.
+type Answered = (Lane, Vec<(Write, Answer)>);
+
 struct Desk {
     ctx: Context,
     feeds: Feeds,
     memory: Memory,
-    sent: FuturesUnordered<BoxFuture<'static, (Lane, Vec<(Write, Answer)>)>>,
+    sent: FuturesUnordered<BoxFuture<'static, Answered>>,
     create: Pace,
     tidy: Pace,
     job_status: Instant,
