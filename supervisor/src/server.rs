@@ -653,9 +653,9 @@ impl Supervisor {
             .cwd
             .clone()
             .unwrap_or_else(|| work.to_string_lossy().into_owned());
-        std::fs::create_dir_all(&work)
+        make_dirs(attempt, &work)
             .map_err(|e| failed("WorkingDirFailed", "the work directory cannot be made", e))?;
-        if Path::new(&cwd).starts_with(&work) {
+        if spec.cwd.is_some() && Path::new(&cwd).starts_with(&work) {
             std::fs::create_dir_all(&cwd)
                 .map_err(|e| failed("WorkingDirFailed", "the work directory cannot be made", e))?;
         }
@@ -831,7 +831,6 @@ impl Supervisor {
                 }
             }
         }
-        task.tidy();
         if let Some(group) = task.group.take()
             && !group.remove()
         {
@@ -996,6 +995,27 @@ fn exit_of(task: &Task, cause: ExitCause, reason: Option<&str>, message: Option<
         started_ms: s.started_ms,
         finished_ms: sys::wall_ms(),
     }
+}
+
+/// Makes the directories of an attempt. From the top, since mostly all of them are missing; the
+/// agent removes them once the end is reported, off this thread, because that may wait for a disk.
+fn make_dirs(attempt: &Path, work: &Path) -> io::Result<()> {
+    if let Some(index) = attempt.parent() {
+        match std::fs::create_dir(index) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(index)?,
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+    }
+    for dir in [attempt, work] {
+        match std::fs::create_dir(dir) {
+            // The agent may just have removed the index's directory with an earlier attempt.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(dir)?,
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn generation_of(dir: &Path) -> Option<u64> {

@@ -1,7 +1,6 @@
 //! One running task inside the supervisor: its process, its pipes, its log.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -105,18 +104,6 @@ impl Task {
         self.signal(libc::SIGKILL);
         if let Some(group) = &self.group {
             group.kill();
-        }
-    }
-
-    /// Removes the attempt's directories as far as they are empty: a task that wrote nothing and
-    /// left nothing leaves nothing.
-    pub fn tidy(&self) {
-        let attempt = Path::new(&self.record.attempt_dir);
-        if std::fs::remove_dir(attempt.join("work")).is_ok()
-            && std::fs::remove_dir(attempt).is_ok()
-            && let Some(index) = attempt.parent()
-        {
-            let _ = std::fs::remove_dir(index); // not empty while another attempt is there
         }
     }
 }
