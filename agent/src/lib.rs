@@ -31,6 +31,8 @@ use rota_supervisor::sys;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+/// When told to end before the registration is through, it may still get through for this long.
+const SETUP_GRACE: Duration = Duration::from_secs(2);
 /// Pause after a certificate renewal that failed.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
 /// Certificates are looked at at least this often: a clock may jump.
@@ -41,7 +43,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     let boot_id = sys::boot_id().map_err(AgentError::file("/proc/sys/kernel/random/boot_id"))?;
     let _lock = prepare_data_dir(&config)?;
     let config = Arc::new(config);
-    let (tell, told) = mpsc::channel(256);
+    let (tell, mut told) = mpsc::channel(256);
     // First of all: tasks of an earlier agent are found again even when the server is away.
     let links = supervision::attach(&config, &tell).await?;
     let unlimited = links
@@ -61,7 +63,15 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     };
     let (identity, api, facts, epoch) = tokio::select! {
         result = setting_up => result?,
-        () = stopped.cancelled() => return Ok(()),
+        () = async {
+            stopped.cancelled().await;
+            tokio::time::sleep(SETUP_GRACE).await;
+        } => {
+            if config.on_exit == OnExit::Stop {
+                stop_unreported(&links, &mut told).await;
+            }
+            return Ok(());
+        }
     };
     tracing::info!(
         node = config.name,
@@ -117,6 +127,43 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     };
     core::run(wiring, inputs, links, shutdown).await
     // `background` ends with its handle.
+}
+
+/// Stops every task when the agent is told to end before it ever reached the server. The exits
+/// wait in the journal for the next agent.
+async fn stop_unreported(
+    links: &[supervision::Link],
+    told: &mut mpsc::Receiver<supervision::Told>,
+) {
+    use rota_supervisor::protocol::{Request, StopSpec};
+    let mut running = std::collections::BTreeSet::new();
+    let deadline =
+        tokio::time::Instant::now() + Duration::from_millis(plan::GRACE_DEFAULT_MS * 4 / 3);
+    let mut welcomes = 0;
+    while welcomes < links.len() || !running.is_empty() {
+        let Ok(Some(news)) = tokio::time::timeout_at(deadline, told.recv()).await else {
+            return;
+        };
+        match news {
+            supervision::Told::Welcome(generation, w) => {
+                welcomes += 1;
+                let stop = |id: &String| StopSpec {
+                    id: id.clone(),
+                    signal: 15,
+                    grace_ms: plan::GRACE_DEFAULT_MS,
+                };
+                running.extend(w.running.iter().map(|r| r.id.clone()));
+                let stops = w.running.iter().map(|r| stop(&r.id)).collect();
+                if let Some(link) = links.iter().find(|l| l.generation == generation) {
+                    link.send(Request::Stop(stops));
+                }
+            }
+            supervision::Told::Report(_, r) => r.exits.iter().for_each(|e| {
+                running.remove(&e.id);
+            }),
+            supervision::Told::Closed(_) => return,
+        }
+    }
 }
 
 /// Makes the data directory and holds it against a second agent.

@@ -357,3 +357,22 @@ async fn many_tasks_go_in_few_requests() {
     );
     agent.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_end_without_a_server_it_still_stops_its_tasks() {
+    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let agent = start(&fake, &dir, |_| {});
+    fake.add_task("t", sh("exec sleep 1000"));
+    let pid = fake.until_phase("t", "Running").await["pid"]
+        .as_i64()
+        .unwrap();
+    agent.vanish().await;
+    fake.down.store(true, Ordering::SeqCst);
+    let agent = start(&fake, &dir, |_| {});
+    agent.end().await;
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    fake.down.store(false, Ordering::SeqCst);
+    let agent = start(&fake, &dir, |_| {});
+    assert_eq!(fake.until_phase("t", "Failed").await["reason"], "Stopped");
+    agent.end().await;
+}
