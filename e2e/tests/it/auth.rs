@@ -58,7 +58,14 @@ fn nothing_is_open_without_a_certificate() {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
             let answer =
                 anonymous.request(method, path, &[("Content-Type", "application/json")], b"{}");
-            assert_eq!(answer.status, 401, "{method} {path}: {}", answer.text());
+            // A path with dots is refused for what it is, to whoever sends it.
+            let dots = path.contains("..") && answer.status == 400;
+            assert!(
+                answer.status == 401 || dots,
+                "{method} {path}: HTTP {} {}",
+                answer.status,
+                answer.text()
+            );
         }
     }
     let (reason, _) = anonymous.get("/api/v1/nodes").refused(401);

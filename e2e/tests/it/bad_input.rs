@@ -337,7 +337,7 @@ fn queries() {
         "resourceVersion=0x1",
         "resourceVersion=99999999999999999999999",
         "resourceVersionMatch=Exact",
-        "timeoutSeconds=abc",
+        "watch=true&timeoutSeconds=abc",
         "resourceVersion=0&resourceVersionMatch=Exact",
         "resourceVersionMatch=Sometimes&resourceVersion=1",
         "sendInitialEvents=true",
@@ -594,15 +594,18 @@ fn yaml_by_both_clients() {
                 "{client}, {what}: no reason"
             );
         }
-        let doubled = apply(
-            client,
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {a: one, a: two}\n",
-        );
-        assert!(
-            !doubled.status.success(),
-            "{client}: a doubled key was accepted: {}",
-            doubled.text()
-        );
+        // kubectl itself drops the first of two equal keys before it sends anything.
+        if *client == "rota" {
+            let doubled = apply(
+                client,
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {a: one, a: two}\n",
+            );
+            assert!(
+                !doubled.status.success() && doubled.stderr.contains("duplicate"),
+                "{}",
+                doubled.text()
+            );
+        }
     }
     unharmed(&cluster);
 
@@ -646,7 +649,7 @@ fn a_job_that_can_never_fit_says_so() {
     assert_eq!(condition(&job, "Reconciling").as_deref(), Some("False"));
     let reasons = job["status"]["waitingFor"]["reasons"].to_string();
     assert!(
-        reasons.contains("InsufficientResource") && reasons.contains("cpu"),
+        reasons.contains("NeverFits") && reasons.contains("cpu"),
         "{reasons}"
     );
     let change = job["status"]["waitingFor"]["smallestChange"]
