@@ -1,0 +1,214 @@
+//! Starts: the queue of what the agent asked for, directories, pipes, control group, process.
+//!
+//! Promises: a start is done once; one that cannot be done becomes an exit that says why; nothing
+//! is left behind by it but the attempt's directory.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::event::epoll;
+
+use super::{KIND_OUTPUT, KIND_PIDFD, SWEEP_MS, Supervisor};
+use crate::journal::StartRecord;
+use crate::logs::LogWriter;
+use crate::protocol::{Exit, ExitCause, StartSpec, Started};
+use crate::spawn::{Command, SpawnError};
+use crate::sys;
+use crate::task::{Task, output_pipe};
+
+/// Starts between two looks at everything else.
+const STARTS_PER_TURN: usize = 64;
+
+impl Supervisor {
+    pub(super) fn start_some(&mut self) {
+        for _ in 0..STARTS_PER_TURN {
+            let Some(spec) = self.queue.pop_front() else {
+                return;
+            };
+            let stop = self.queued.remove(&spec.id).flatten();
+            let now = sys::boot_ms();
+            let refused = if stop.is_some() {
+                Some((ExitCause::Stopped, "Stopped", "stopped before it started"))
+            } else if spec.fenced && now >= self.fence_until {
+                Some((
+                    ExitCause::Fenced,
+                    "Fenced",
+                    "the node lost contact before the task started",
+                ))
+            } else if self.draining {
+                Some((
+                    ExitCause::NotStarted,
+                    "SupervisorDraining",
+                    "the supervisor ends",
+                ))
+            } else {
+                None
+            };
+            if let Some((cause, reason, message)) = refused {
+                self.not_started(&spec, cause, reason, message.into(), None);
+                continue;
+            }
+            match self.start(&spec) {
+                Ok(started) => self.fresh_starts.push(started),
+                Err(e) => {
+                    self.not_started(
+                        &spec,
+                        ExitCause::NotStarted,
+                        e.reason,
+                        e.message,
+                        Some(e.code),
+                    );
+                }
+            }
+        }
+    }
+
+    fn not_started(
+        &mut self,
+        spec: &StartSpec,
+        cause: ExitCause,
+        reason: &str,
+        message: String,
+        code: Option<i32>,
+    ) {
+        let exit = Exit {
+            id: spec.id.clone(),
+            tag: spec.tag.clone(),
+            pid: 0,
+            code,
+            signal: None,
+            cause,
+            reason: Some(reason.into()),
+            message: Some(message),
+            started_ms: 0,
+            finished_ms: sys::wall_ms(),
+        };
+        self.journal.exit(&exit);
+        self.fresh_exits.push(exit);
+    }
+
+    fn start(&mut self, spec: &StartSpec) -> Result<Started, SpawnError> {
+        let failed = |reason, what: &str, e: io::Error| SpawnError {
+            reason,
+            message: format!("{what}: {e}"),
+            code: 126,
+        };
+        let attempt = Path::new(&spec.attempt_dir);
+        let work = attempt.join("work");
+        let cwd = spec
+            .cwd
+            .clone()
+            .unwrap_or_else(|| work.to_string_lossy().into_owned());
+        make_dirs(attempt, &work)
+            .map_err(|e| failed("WorkingDirFailed", "the work directory cannot be made", e))?;
+        if spec.cwd.is_some() && Path::new(&cwd).starts_with(&work) {
+            std::fs::create_dir_all(&cwd)
+                .map_err(|e| failed("WorkingDirFailed", "the work directory cannot be made", e))?;
+        }
+        let exhausted = |e| failed("NodeResourceExhausted", "no pipe for the output", e);
+        let (out, out_task) = output_pipe().map_err(exhausted)?;
+        let (err, err_task) = output_pipe().map_err(exhausted)?;
+        self.group_number += 1;
+        let name = format!(
+            "g{}-{}-{}",
+            self.options.generation,
+            std::process::id(),
+            self.group_number
+        );
+        let (group, fds) = self
+            .groups
+            .create(&name, &spec.limits)
+            .map_err(|e| failed("ControlGroupFailed", "the control group cannot be made", e))?;
+        let spawned = self.spawner.spawn(&Command {
+            argv: &spec.argv,
+            env: &spec.env,
+            cwd: &cwd,
+            out: [
+                std::os::fd::AsRawFd::as_raw_fd(&out_task),
+                std::os::fd::AsRawFd::as_raw_fd(&err_task),
+            ],
+            groups: &fds,
+            die_with_parent: spec.fenced,
+        });
+        let pid = match spawned {
+            Ok(pid) => pid,
+            Err(e) => {
+                group.remove();
+                return Err(e);
+            }
+        };
+        let started = Started {
+            id: spec.id.clone(),
+            tag: spec.tag.clone(),
+            pid,
+            start_ticks: sys::start_ticks(pid).unwrap_or(0),
+            started_ms: sys::wall_ms(),
+        };
+        let record = StartRecord {
+            started: started.clone(),
+            attempt_dir: spec.attempt_dir.clone(),
+            mark: spec.mark.clone(),
+            fenced: spec.fenced,
+            group: (!fds.is_empty()).then_some(name),
+        };
+        self.journal.start(&record);
+        self.insert(Task {
+            log: LogWriter::new(attempt),
+            group: (!fds.is_empty()).then_some(group),
+            pipes: [Some(out), Some(err)],
+            pidfd: None,
+            cause: None,
+            kill_at: None,
+            record,
+        });
+        Ok(started)
+    }
+
+    pub(super) fn insert(&mut self, task: Task) -> usize {
+        let slot = self.free_slots.pop().unwrap_or(self.slots.len());
+        for (which, pipe) in task.pipes.iter().enumerate() {
+            if let Some(pipe) = pipe {
+                let token = KIND_OUTPUT | (slot as u64) << 1 | which as u64;
+                let _ = self.watch(pipe.as_fd(), token, epoll::EventFlags::IN); // else read at exit only
+            }
+        }
+        if let Some(fd) = &task.pidfd {
+            let _ = self.watch(fd.as_fd(), KIND_PIDFD | slot as u64, epoll::EventFlags::IN); // else found by the sweep
+            self.sweep_at = Some(sys::boot_ms() + SWEEP_MS);
+        } else {
+            self.by_pid.insert(task.record.started.pid, slot);
+        }
+        if task.record.fenced {
+            self.fenced.insert(slot);
+        }
+        self.by_id.insert(task.record.started.id.clone(), slot);
+        if slot == self.slots.len() {
+            self.slots.push(Some(task));
+        } else {
+            self.slots[slot] = Some(task);
+        }
+        slot
+    }
+}
+
+/// Makes the directories of an attempt. From the top, since mostly all of them are missing; the
+/// agent removes them once the end is reported, off this thread, because that may wait for a disk.
+fn make_dirs(attempt: &Path, work: &Path) -> io::Result<()> {
+    if let Some(index) = attempt.parent() {
+        match std::fs::create_dir(index) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(index)?,
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+    }
+    for dir in [attempt, work] {
+        match std::fs::create_dir(dir) {
+            // The agent may just have removed the index's directory with an earlier attempt.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(dir)?,
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
