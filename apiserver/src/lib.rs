@@ -32,6 +32,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use parking_lot::Mutex;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use rota_api::registry::Kind;
 use rota_store::Store;
@@ -79,6 +80,12 @@ impl ApiServer {
     /// Starts on a store and waits until the cache is filled and the basic objects exist. When the
     /// store is away for longer than 30 s this returns all the same: /readyz says 503 until it is back.
     pub async fn start(store: Arc<dyn Store>, config: Config) -> Arc<ApiServer> {
+        let info = store.info();
+        config.registry.lock().register(
+            "rota_store",
+            "The store behind the server, and what its acknowledgements mean",
+            Info::new(vec![("backend", info.backend), ("durability", info.durability)]),
+        );
         let metrics = metrics::Metrics::new(config.registry);
         let server = Arc::new(Server::new(
             store,

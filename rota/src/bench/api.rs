@@ -49,6 +49,10 @@ pub(crate) struct Args {
     /// get, list, page: objects to make first.
     #[arg(long)]
     objects: Option<usize>,
+    /// bulk: what to create. Tasks, unless --server or --kubeconfig leads to a cluster whose
+    /// controllers would remove them again: then ConfigMaps.
+    #[arg(long)]
+    resource: Option<Resource>,
     /// bulk: items per request.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5000))]
     batch: u32,
@@ -67,7 +71,7 @@ pub(crate) struct Args {
 enum Op {
     /// Create one object per request.
     Create,
-    /// Create many Tasks per request.
+    /// Create many objects per request.
     Bulk,
     /// Read one object per request.
     Get,
@@ -93,9 +97,19 @@ impl Op {
     }
 }
 
+/// What `bulk` creates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Resource {
+    /// Tasks, which is what placement writes.
+    Tasks,
+    /// ConfigMaps.
+    Configmaps,
+}
+
 /// What the workers share.
 struct Load {
     op: Op,
+    tasks: bool,
     namespace: String,
     collection: String,
     object_bytes: usize,
@@ -120,7 +134,7 @@ struct Slice {
 /// Runs the benchmark.
 pub(crate) async fn run(args: Args) -> Result<Report> {
     let etcd_limit = !args.no_limit && matches!(args.op, Op::Create | Op::Bulk | Op::Page);
-    let cluster = Cluster::start(&args.at, 0, etcd_limit).await?;
+    let cluster = Cluster::start(&args.at, None, etcd_limit).await?;
     let report = measure(&args, &cluster).await;
     let kept = cluster.stop().await;
     let mut report = report?;
@@ -148,17 +162,26 @@ async fn measure(args: &Args, cluster: &Cluster) -> Result<Report> {
             ),
         )
         .await?;
-    let resource = if args.op == Op::Bulk {
-        "tasks"
+    let own = cluster.data_dir.is_some();
+    let tasks = args.op == Op::Bulk
+        && match args.resource {
+            Some(resource) => resource == Resource::Tasks,
+            None => own,
+        };
+    let (resource, collection) = if tasks {
+        (
+            "tasks",
+            format!("/apis/rota.dev/v1/namespaces/{namespace}/tasks"),
+        )
     } else {
-        "configmaps"
-    };
-    let collection = match args.op {
-        Op::Bulk => format!("/apis/rota.dev/v1/namespaces/{namespace}/tasks"),
-        _ => format!("/api/v1/namespaces/{namespace}/configmaps"),
+        (
+            "configmaps",
+            format!("/api/v1/namespaces/{namespace}/configmaps"),
+        )
     };
     let load = Arc::new(Load {
         op: args.op,
+        tasks,
         namespace: namespace.clone(),
         collection: collection.clone(),
         object_bytes,
@@ -343,7 +366,11 @@ impl Load {
                 let items = (0..self.batch as u64)
                     .map(|i| {
                         let name = format!("t-{:012}", serial * self.batch as u64 + i);
-                        task(&self.namespace, &name, self.object_bytes)
+                        if self.tasks {
+                            task(&self.namespace, &name, self.object_bytes)
+                        } else {
+                            configmap(&name, self.object_bytes)
+                        }
                     })
                     .collect::<Vec<_>>();
                 let body = bulk(&self.collection, &items);
@@ -604,6 +631,7 @@ impl Limit {
             Limit::Ready(server) => {
                 let load = Arc::new(Load {
                     op: Op::List,
+                    tasks: false,
                     namespace: String::new(),
                     collection: "/".into(),
                     object_bytes: 0,

@@ -42,8 +42,10 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Connects, or starts one with this many local nodes. `etcd_limit`: start an etcd to measure against even when the store is embedded.
-    pub(crate) async fn start(at: &Where, nodes: u32, etcd_limit: bool) -> Result<Cluster> {
+    /// Connects, or starts one: `rota up` with this many local nodes, or without any an API server
+    /// alone, so that no controller touches what is measured. `etcd_limit`: start an etcd to measure
+    /// against even when the store is embedded.
+    pub(crate) async fn start(at: &Where, nodes: Option<u32>, etcd_limit: bool) -> Result<Cluster> {
         if at.server.is_some() || at.kubeconfig.is_some() {
             let target =
                 Target::from_kubeconfig(at.kubeconfig.as_deref(), at.server.as_deref()).await?;
@@ -179,16 +181,22 @@ pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-async fn start_rota(data: &Path, nodes: u32, etcd: Option<&str>) -> Result<(Child, Target)> {
+async fn start_rota(
+    data: &Path,
+    nodes: Option<u32>,
+    etcd: Option<&str>,
+) -> Result<(Child, Target)> {
     let port = free_port()?;
     let log = std::fs::File::create(data.with_extension("log"))?;
     let mut command = Command::new(std::env::current_exe()?);
+    match nodes {
+        Some(nodes) => command.arg("up").args(["--nodes", &nodes.to_string()]),
+        None => command.arg("apiserver"),
+    };
     command
-        .arg("up")
         .arg("--data-dir")
         .arg(data)
         .args(["--listen", &format!("127.0.0.1:{port}")])
-        .args(["--nodes", &nodes.to_string()])
         .env_remove("KUBECONFIG")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -197,13 +205,13 @@ async fn start_rota(data: &Path, nodes: u32, etcd: Option<&str>) -> Result<(Chil
     if let Some(endpoints) = etcd {
         command.args(["--etcd-endpoints", endpoints]);
     }
-    let mut child = command.spawn().context("starting rota up")?;
+    let mut child = command.spawn().context("starting the server")?;
     let kubeconfig = data.join("admin.kubeconfig");
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         if let Some(status) = child.try_wait()? {
             let log = std::fs::read_to_string(data.with_extension("log")).unwrap_or_default();
-            bail!("rota up ended ({status}): {}", log.trim());
+            bail!("the server ended ({status}): {}", log.trim());
         }
         if kubeconfig.exists()
             && let Ok(target) = Target::from_kubeconfig(Some(&kubeconfig), None).await
@@ -213,7 +221,7 @@ async fn start_rota(data: &Path, nodes: u32, etcd: Option<&str>) -> Result<(Chil
             return Ok((child, target));
         }
         if Instant::now() > deadline {
-            bail!("rota up was not ready within {START_TIMEOUT:?}");
+            bail!("the server was not ready within {START_TIMEOUT:?}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -56,7 +56,7 @@ pub(crate) struct Args {
 /// Runs the benchmark.
 pub(crate) async fn run(args: Args) -> Result<Report> {
     let nodes = if args.hollow_nodes > 0 { 0 } else { args.nodes };
-    let cluster = Cluster::start(&args.at, nodes, false).await?;
+    let cluster = Cluster::start(&args.at, Some(nodes), false).await?;
     let report = measure(&args, &cluster).await;
     let kept = cluster.stop().await;
     let mut report = report?;

@@ -54,7 +54,7 @@ struct Seen {
 
 /// Runs the benchmark.
 pub(crate) async fn run(args: Args) -> Result<Report> {
-    let cluster = Cluster::start(&args.at, 0, !args.no_limit).await?;
+    let cluster = Cluster::start(&args.at, None, !args.no_limit).await?;
     let report = measure(&args, &cluster).await;
     let kept = cluster.stop().await;
     let mut report = report?;
