@@ -67,6 +67,9 @@ pub struct Welcome {
     pub running: Vec<Started>,
     /// Exits that were not acknowledged.
     pub exits: Vec<Exit>,
+    /// It starts nothing more.
+    #[serde(default)]
+    pub draining: bool,
     /// Why cpu limits are not enforced; absent when they are.
     pub cpu_unlimited: Option<String>,
     /// Why memory limits are not enforced; absent when they are.

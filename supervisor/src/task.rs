@@ -75,9 +75,11 @@ impl Task {
         };
         buffer.resize(READ_TURN, 0);
         match rustix::io::read(pipe, &mut buffer[..]) {
-            Ok(0) | Err(rustix::io::Errno::AGAIN) => false,
+            Err(rustix::io::Errno::AGAIN) => false,
             Err(rustix::io::Errno::INTR) => true,
-            Err(_) => {
+            // Nobody holds the other end any more (the task gave its output another direction),
+            // and nobody can open it again; kept, it would be ready for ever.
+            Ok(0) | Err(_) => {
                 self.pipes[which] = None;
                 false
             }

@@ -118,6 +118,7 @@ impl Supervisor {
                         .map(|t| t.record.started.clone())
                         .collect(),
                     exits: self.exits.values().cloned().collect(),
+                    draining: self.draining,
                     cpu_unlimited: self.groups.refused("cpu"),
                     memory_unlimited: self.groups.refused("memory"),
                 };
@@ -139,10 +140,7 @@ impl Supervisor {
             }
             Request::Start(specs) => {
                 for spec in specs {
-                    let known = self.by_id.contains_key(&spec.id)
-                        || self.exits.contains_key(&spec.id)
-                        || self.queued.contains_key(&spec.id);
-                    if !known {
+                    if !self.knows(&spec.id) && !self.queued.contains_key(&spec.id) {
                         self.queued.insert(spec.id.clone(), None);
                         self.queue.push_back(spec);
                     }

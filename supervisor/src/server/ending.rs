@@ -30,9 +30,12 @@ impl Supervisor {
             task.signal(stop.signal);
             task.signal(libc::SIGCONT); // a stopped process would not see it
         }
-        // A later request may only shorten the grace.
+        // A later request may only shorten the grace. The longer one must not stay: by then the
+        // slot may be another task's.
         if task.kill_at.is_none_or(|t| kill_at < t) {
-            task.kill_at = Some(kill_at);
+            if let Some(longer) = task.kill_at.replace(kill_at) {
+                self.kills.remove(&(longer, slot));
+            }
             self.kills.insert((kill_at, slot));
         }
     }

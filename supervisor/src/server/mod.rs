@@ -295,6 +295,13 @@ impl Supervisor {
         }
     }
 
+    /// Whether a run was started or ended here already; an exit counts before it is synced too.
+    fn knows(&self, id: &str) -> bool {
+        self.by_id.contains_key(id)
+            || self.exits.contains_key(id)
+            || self.fresh_exits.iter().any(|e| e.id == id)
+    }
+
     fn on_output(&mut self, token: u64) {
         let (slot, which) = ((token >> 1) as usize, (token & 1) as usize);
         if let Some(Some(task)) = self.slots.get_mut(slot) {

@@ -37,11 +37,8 @@ impl Supervisor {
                     "the node lost contact before the task started",
                 ))
             } else if self.draining {
-                Some((
-                    ExitCause::NotStarted,
-                    "SupervisorDraining",
-                    "the supervisor ends",
-                ))
+                // Nothing that the task did: it may run elsewhere.
+                Some((ExitCause::Lost, "SupervisorDraining", "the supervisor ends"))
             } else {
                 None
             };

@@ -47,7 +47,8 @@ impl Supervisor {
         }
         let same_boot = state.boot_id == self.boot_id;
         for record in state.running.into_values() {
-            if self.exits.contains_key(&record.started.id) {
+            // Known already when a predecessor died between taking over and tidying up.
+            if self.knows(&record.started.id) {
                 continue;
             }
             self.journal.start(&record);

@@ -269,3 +269,60 @@ fn loud_output_is_rotated_and_bounded() {
     assert!(total > 40 << 20, "{total}");
     assert!(!rig.attempt("loud").join("log.5").exists());
 }
+
+#[test]
+fn a_shortened_grace_leaves_no_deadline_behind() {
+    let mut rig = Rig::new();
+    rig.sh(
+        "first",
+        "trap '' TERM; echo up > up; while :; do sleep 0.02; done",
+    );
+    rig.wait_file("first", "up");
+    rig.stop("first", 1_000);
+    rig.stop("first", 0);
+    let first = rig.wait_exit("first");
+    assert_eq!((first.signal, first.cause), (Some(9), ExitCause::Stopped));
+    // Takes the place of the first one in the supervisor's table.
+    rig.sh("second", "sleep 1.6; exit 4");
+    let second = rig.wait_exit("second");
+    assert_eq!((second.code, second.signal), (Some(4), None));
+}
+
+#[test]
+fn output_that_a_task_closed_costs_no_time() {
+    let mut rig = Rig::new();
+    rig.sh(
+        "quiet",
+        "echo before; exec >/dev/null 2>&1; echo up > up; sleep 1; exit 0",
+    );
+    rig.wait_file("quiet", "up");
+    let before = cpu_ticks(rig.child.id());
+    assert_eq!(rig.wait_exit("quiet").code, Some(0));
+    let spent = cpu_ticks(rig.child.id()) - before;
+    assert!(spent < 20, "{spent} ticks of 10 ms in one second");
+    assert!(rig.log("quiet").contains("before"));
+}
+
+/// User and system time of a process, in clock ticks.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_supervisor_that_drains_says_so_and_takes_no_starts() {
+    let mut rig = Rig::new();
+    assert!(!rig.welcome.draining);
+    rig.sh("unacknowledged", "exit 3");
+    rig.wait_exit("unacknowledged");
+    rig.client.send(&Request::Drain).unwrap();
+    rig.reconnect();
+    assert!(rig.welcome.draining);
+    rig.sh("late", "exit 0");
+    let late = rig.wait_exit("late");
+    assert_eq!(
+        (late.cause, late.reason.as_deref()),
+        (ExitCause::Lost, Some("SupervisorDraining"))
+    );
+}
