@@ -1,6 +1,7 @@
 //! The agent's API client: few calls, minimal types, one place for errors.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -13,6 +14,11 @@ use serde_json::Value;
 
 use crate::config::AgentError;
 use crate::identity::Identity;
+
+/// Longest wait for the head of an answer, and for the whole of one that is no watch. Without it a
+/// connection to a machine that vanished would hold a call for the quarter of an hour that the
+/// kernel takes to give up.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -119,9 +125,8 @@ impl Api {
             .header("accept", "application/json")
             .body(Body::from(body))
             .map_err(|e| CallError::Transport(e.to_string()))?;
-        let response = client
-            .send(request)
-            .await
+        let response = in_time(client.send(request))
+            .await?
             .map_err(|e| CallError::Transport(e.to_string()))?;
         if response.status().is_success() {
             return Ok(response);
@@ -139,7 +144,7 @@ impl Api {
         content_type: &str,
         body: Vec<u8>,
     ) -> Result<Bytes, CallError> {
-        collect(self.open(method, path, content_type, body).await?).await
+        in_time(async { collect(self.open(method, path, content_type, body).await?).await }).await?
     }
 
     /// GET of an object.
@@ -176,6 +181,12 @@ impl Api {
             .await?;
         parse(&bytes)
     }
+}
+
+async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T, CallError> {
+    tokio::time::timeout(ANSWER_WAIT, answer)
+        .await
+        .map_err(|_| CallError::Transport(format!("no answer within {ANSWER_WAIT:?}")))
 }
 
 async fn collect(response: http::Response<Body>) -> Result<Bytes, CallError> {

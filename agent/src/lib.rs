@@ -58,10 +58,10 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
             unlimited,
             stopping: false,
         };
-        let epoch = node::register_until_done(&api, &config, &boot_id, &facts).await?;
-        Ok::<_, AgentError>((identity, api, facts, epoch))
+        let registered = node::register_until_done(&api, &config, &boot_id, &facts).await?;
+        Ok::<_, AgentError>((identity, api, facts, registered))
     };
-    let (identity, api, facts, epoch) = tokio::select! {
+    let (identity, api, facts, registered) = tokio::select! {
         result = setting_up => result?,
         () = async {
             stopped.cancelled().await;
@@ -75,7 +75,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     };
     tracing::info!(
         node = config.name,
-        epoch,
+        epoch = registered.epoch,
         server = config.server,
         "registered"
     );
@@ -93,6 +93,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         config.clone(),
         boot_id,
         facts,
+        registered,
         beats_tx,
         look_now.clone(),
     ));
@@ -116,7 +117,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         config,
         attempts,
         metrics,
-        epoch,
+        epoch: registered.epoch,
+        renewed_ms: registered.renewed_ms,
         look_now,
     };
     let inputs = core::Inputs {

@@ -79,13 +79,23 @@ pub fn registration_epoch(existing: &Value, boot_id: &str) -> i64 {
     }
 }
 
-/// Creates or updates Node and Lease; gives the epoch.
+/// What a registration leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The node's epoch.
+    pub epoch: i64,
+    /// When the request that renewed the Lease was sent: CLOCK_BOOTTIME, milliseconds.
+    pub renewed_ms: u64,
+}
+
+/// Creates or updates Node and Lease. A Node that has to be made begins with the epoch `first`.
 pub async fn register(
     api: &Api,
     config: &AgentConfig,
     boot_id: &str,
     facts: &Facts,
-) -> Result<i64, CallError> {
+    first: i64,
+) -> Result<Registered, CallError> {
     let path = node_path(&config.name);
     let labels = labels(config);
     let existing: Value = match api.get(&path).await {
@@ -95,7 +105,7 @@ pub async fn register(
                 "apiVersion": "v1", "kind": "Node",
                 "metadata": {
                     "name": config.name, "labels": labels,
-                    "annotations": {ANNOTATION_EPOCH: "1", ANNOTATION_PORT_RANGE: port_range()},
+                    "annotations": {ANNOTATION_EPOCH: first.to_string(), ANNOTATION_PORT_RANGE: port_range()},
                 },
             });
             match api.post("/api/v1/nodes", &node).await {
@@ -140,8 +150,9 @@ pub async fn register(
         "conditions": conditions(config, facts, &existing),
     }});
     api.patch(&format!("{path}/status"), &status).await?;
+    let renewed_ms = sys::boot_ms();
     renew(api, &config.name).await?;
-    Ok(epoch)
+    Ok(Registered { epoch, renewed_ms })
 }
 
 fn port_range() -> String {
@@ -259,17 +270,19 @@ pub async fn say_stopping(
         .map(|_| ())
 }
 
-/// Beats for ever. `look_now` asks for the Node's epoch at once.
+/// Beats for ever, from a registration on. `look_now` asks for the Node's epoch at once.
 pub async fn run(
     api: Arc<Api>,
     config: Arc<AgentConfig>,
     boot_id: String,
     facts: Facts,
+    registered: Registered,
     tell: mpsc::Sender<Beat>,
     look_now: Arc<tokio::sync::Notify>,
 ) {
-    let mut last_success = sys::boot_ms();
+    let mut last_success = registered.renewed_ms;
     let mut looked = last_success;
+    let mut known_epoch = registered.epoch;
     let mut conditions_sent = Value::Null;
     loop {
         let sent = sys::boot_ms();
@@ -293,12 +306,20 @@ pub async fn run(
         if look && last_success == sent {
             match tokio::time::timeout(
                 CALL_WAIT,
-                look_at_node(&api, &config, &boot_id, &facts, &mut conditions_sent),
+                look_at_node(
+                    &api,
+                    &config,
+                    &boot_id,
+                    &facts,
+                    known_epoch,
+                    &mut conditions_sent,
+                ),
             )
             .await
             {
                 Ok(Ok(epoch)) => {
                     looked = sent;
+                    known_epoch = known_epoch.max(epoch);
                     if tell
                         .send(Beat::Epoch {
                             epoch,
@@ -328,12 +349,18 @@ async fn look_at_node(
     config: &AgentConfig,
     boot_id: &str,
     facts: &Facts,
+    known_epoch: i64,
     sent: &mut Value,
 ) -> Result<i64, CallError> {
     let path = node_path(&config.name);
     let node: Value = match api.get(&path).await {
         Ok(n) => n,
-        Err(e) if e.code() == 404 => return register(api, config, boot_id, facts).await,
+        Err(e) if e.code() == 404 => {
+            // Above all that was bound to the Node that is gone: that was given up with it.
+            let first = known_epoch + 1;
+            let registered = register(api, config, boot_id, facts, first).await?;
+            return Ok(registered.epoch);
+        }
         Err(e) => return Err(e),
     };
     let wanted = conditions(config, facts, &node);
@@ -378,11 +405,11 @@ pub async fn register_until_done(
     config: &AgentConfig,
     boot_id: &str,
     facts: &Facts,
-) -> Result<i64, AgentError> {
+) -> Result<Registered, AgentError> {
     let mut pause = Duration::from_millis(200);
     loop {
-        match tokio::time::timeout(CALL_WAIT * 2, register(api, config, boot_id, facts)).await {
-            Ok(Ok(epoch)) => return Ok(epoch),
+        match tokio::time::timeout(CALL_WAIT * 2, register(api, config, boot_id, facts, 1)).await {
+            Ok(Ok(registered)) => return Ok(registered),
             Ok(Err(e)) if matches!(e.code(), 400 | 401 | 403 | 422) => {
                 return Err(AgentError::Config(format!(
                     "the server refuses node {:?}: {e}",

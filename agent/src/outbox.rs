@@ -164,9 +164,10 @@ impl Outbox {
     pub fn verdict(&self, uid: &str, code: u16) -> Verdict {
         match code {
             200..=299 => Verdict::Taken,
-            // Gone, another object of that name, or a change that the object does not allow.
-            404 | 409 | 410 | 422 => Verdict::Dropped,
-            400 | 403 | 405 => {
+            // Gone, or a change that the object does not allow.
+            404 | 410 | 422 => Verdict::Dropped,
+            // 409 is another object of that name (the watch will tell), or one that kept changing.
+            400 | 403 | 405 | 409 => {
                 let tries = self.entries.get(uid).map_or(0, |e| e.tries);
                 if tries >= TRIES_FORBIDDEN {
                     Verdict::Dropped
@@ -232,7 +233,7 @@ mod tests {
         let mut o = Outbox::default();
         o.put(item("a", "Failed", true), 0);
         assert_eq!(o.verdict("a", 404), Verdict::Dropped);
-        assert_eq!(o.verdict("a", 409), Verdict::Dropped);
+        assert_eq!(o.verdict("a", 409), Verdict::Retry);
         assert_eq!(o.verdict("a", 503), Verdict::Retry);
         for _ in 0..TRIES_FORBIDDEN {
             assert_eq!(o.verdict("a", 403), Verdict::Retry);

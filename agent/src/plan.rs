@@ -177,7 +177,8 @@ pub fn plan(desired: Option<&Desired>, observed: &Observed, ctx: &Context) -> Op
         // Somebody else ended it for the API; what still runs must not.
         return match run {
             Run::Live | Run::Stopping { forced: false } => Some(force),
-            Run::Ended(_) => Some(Action::Forget),
+            // What it holds of the node is free again.
+            Run::Ended(_) | Run::Preparing => Some(Action::Forget),
             _ => None,
         };
     }
@@ -217,6 +218,8 @@ pub fn plan(desired: Option<&Desired>, observed: &Observed, ctx: &Context) -> Op
         Run::None => Some(Action::Start {
             restarts: observed.restarts,
         }),
+        // A run of an earlier agent: how to stop it should be known before it has to be.
+        Run::Live if observed.policy.is_none() => Some(Action::LoadPolicy),
         Run::Preparing | Run::Live | Run::Stopping { .. } | Run::Done => None,
         Run::Ended(exit) => {
             let Some(policy) = observed.policy else {
@@ -385,6 +388,10 @@ mod tests {
             "never started again"
         );
         assert_eq!(
+            plan(Some(&d), &see(Run::Preparing, Never), &CTX),
+            Some(Action::Forget)
+        );
+        assert_eq!(
             plan(
                 Some(&d),
                 &see(exit(Some(0), ExitCause::Stopped), Never),
@@ -487,9 +494,11 @@ mod tests {
 
     #[test]
     fn without_the_policy_it_is_loaded_first() {
-        let mut o = see(exit(Some(1), ExitCause::Ended), Never);
-        o.policy = None;
-        assert_eq!(plan(Some(&desired()), &o, &CTX), Some(Action::LoadPolicy));
+        for run in [exit(Some(1), ExitCause::Ended), Run::Live] {
+            let mut o = see(run, Never);
+            o.policy = None;
+            assert_eq!(plan(Some(&desired()), &o, &CTX), Some(Action::LoadPolicy));
+        }
     }
 
     #[test]

@@ -78,10 +78,11 @@ pub async fn attach(
     for generation in &found {
         match open(&config.data_dir, *generation).await {
             Ok((stream, welcome, decoder)) => {
-                if welcome.program == env!("CARGO_PKG_VERSION") {
+                // One that drains was told to end by an agent that is gone; it refuses starts.
+                if welcome.program == env!("CARGO_PKG_VERSION") && !welcome.draining {
                     current = Some(*generation);
                 }
-                links.push(link(*generation, stream, welcome, decoder, tell).await);
+                links.push(link(*generation, stream, welcome, decoder, tell));
             }
             Err(_) => dead.push(directory(&config.data_dir, *generation)),
         }
@@ -92,7 +93,7 @@ pub async fn attach(
         for old in &links {
             old.send(Request::Drain); // ends with its last task
         }
-        links.push(link(generation, stream, welcome, decoder, tell).await);
+        links.push(link(generation, stream, welcome, decoder, tell));
     }
     Ok(links)
 }
@@ -199,7 +200,7 @@ fn unlimited(w: &Welcome) -> String {
     all.join("; ")
 }
 
-async fn link(
+fn link(
     generation: u64,
     stream: UnixStream,
     welcome: Welcome,
@@ -209,9 +210,6 @@ async fn link(
     let (requests, mut queue) = mpsc::unbounded_channel::<Request>();
     let unlimited = unlimited(&welcome);
     let (mut reader, mut writer) = stream.into_split();
-    let _ = tell
-        .send(Told::Welcome(generation, Box::new(welcome)))
-        .await; // the receiver lives as long as we
     tokio::spawn(async move {
         let mut out = Vec::new();
         while let Some(request) = queue.recv().await {
@@ -227,6 +225,11 @@ async fn link(
     });
     let tell = tell.clone();
     tokio::spawn(async move {
+        // From here, because whoever makes the link may be the one who empties the channel.
+        let welcome = Told::Welcome(generation, Box::new(welcome));
+        if tell.send(welcome).await.is_err() {
+            return;
+        }
         let mut buffer = vec![0; 256 << 10];
         'read: loop {
             loop {
@@ -268,7 +271,7 @@ pub async fn recover(
     tell: &mpsc::Sender<Told>,
 ) -> Result<Option<Link>, AgentError> {
     if let Ok((stream, welcome, decoder)) = open(&config.data_dir, generation).await {
-        return Ok(Some(link(generation, stream, welcome, decoder, tell).await));
+        return Ok(Some(link(generation, stream, welcome, decoder, tell)));
     }
     let dir = directory(&config.data_dir, generation);
     let (state, _) =
@@ -280,5 +283,5 @@ pub async fn recover(
     tracing::error!(generation, "the supervisor died; another one takes over");
     let next = generations(&config.data_dir).last().map_or(1, |g| g + 1);
     let (stream, welcome, decoder) = start(config, next, &[dir]).await?;
-    Ok(Some(link(next, stream, welcome, decoder, tell).await))
+    Ok(Some(link(next, stream, welcome, decoder, tell)))
 }

@@ -149,54 +149,153 @@ async fn follow(
         let Some(end) = buffer.iter().rposition(|b| *b == b'\n') else {
             continue;
         };
-        let mut set = Vec::new();
-        for line in buffer[..end]
-            .split(|b| *b == b'\n')
-            .filter(|l| !l.is_empty())
-        {
-            let bad = |e: serde_json::Error| {
-                CallError::Transport(format!("a watch event cannot be read: {e}"))
-            };
-            let event: Event<'_> = serde_json::from_slice(line).map_err(bad)?;
-            match event.kind {
-                "ADDED" | "MODIFIED" => {
-                    let task: TaskObject = serde_json::from_str(event.object.get()).map_err(bad)?;
-                    *version = Some(task.metadata.resource_version.clone());
-                    set.push(task);
-                }
-                "DELETED" => {
-                    let task: TaskObject = serde_json::from_str(event.object.get()).map_err(bad)?;
-                    *version = Some(task.metadata.resource_version.clone());
-                    if !set.is_empty()
-                        && tell
-                            .send(Change::Set(std::mem::take(&mut set)))
-                            .await
-                            .is_err()
-                    {
-                        return Ok(false);
-                    }
-                    if tell.send(Change::Gone(task.metadata.uid)).await.is_err() {
-                        return Ok(false);
-                    }
-                }
-                "BOOKMARK" => {
-                    let b: Bookmark = serde_json::from_str(event.object.get()).map_err(bad)?;
-                    *version = Some(b.metadata.resource_version);
-                }
-                _ => {
-                    let status: serde_json::Value =
-                        serde_json::from_str(event.object.get()).map_err(bad)?;
-                    return Err(CallError::Status {
-                        code: status["code"].as_u64().unwrap_or(500) as u16,
-                        reason: status["reason"].as_str().unwrap_or("").into(),
-                        message: status["message"].as_str().unwrap_or("").into(),
-                    });
-                }
+        let (steps, trouble) = read(&buffer[..end]);
+        for step in steps {
+            // A version counts once everything up to it was handed on: after trouble the next
+            // watch begins there.
+            if let Some(change) = step.change
+                && tell.send(change).await.is_err()
+            {
+                return Ok(false);
             }
+            *version = Some(step.version);
+        }
+        if let Some(e) = trouble {
+            return Err(e);
         }
         buffer.drain(..=end);
-        if !set.is_empty() && tell.send(Change::Set(set)).await.is_err() {
-            return Ok(false);
+    }
+}
+
+/// Events that belong together, and the version reached with them.
+#[derive(Debug)]
+struct Step {
+    change: Option<Change>,
+    version: String,
+}
+
+/// Reads whole lines of a watch: what came before trouble, and the trouble.
+fn read(lines: &[u8]) -> (Vec<Step>, Option<CallError>) {
+    let mut steps = Vec::new();
+    let (mut set, mut reached) = (Vec::new(), String::new());
+    let mut trouble = None;
+    for line in lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+        match one(line) {
+            Ok(One::Set(task)) => {
+                reached.clone_from(&task.metadata.resource_version);
+                set.push(*task);
+            }
+            Ok(One::Gone(uid, version)) => {
+                if !set.is_empty() {
+                    steps.push(Step {
+                        change: Some(Change::Set(std::mem::take(&mut set))),
+                        version: std::mem::take(&mut reached),
+                    });
+                }
+                steps.push(Step {
+                    change: Some(Change::Gone(uid)),
+                    version,
+                });
+            }
+            Ok(One::Reached(version)) => {
+                let change = (!set.is_empty()).then(|| Change::Set(std::mem::take(&mut set)));
+                steps.push(Step { change, version });
+            }
+            Err(e) => {
+                trouble = Some(e);
+                break;
+            }
         }
+    }
+    if !set.is_empty() {
+        steps.push(Step {
+            change: Some(Change::Set(set)),
+            version: reached,
+        });
+    }
+    (steps, trouble)
+}
+
+enum One {
+    Set(Box<TaskObject>),
+    Gone(String, String),
+    Reached(String),
+}
+
+fn one(line: &[u8]) -> Result<One, CallError> {
+    let bad =
+        |e: serde_json::Error| CallError::Transport(format!("a watch event cannot be read: {e}"));
+    let event: Event<'_> = serde_json::from_slice(line).map_err(bad)?;
+    let object = event.object.get();
+    match event.kind {
+        "ADDED" | "MODIFIED" => Ok(One::Set(serde_json::from_str(object).map_err(bad)?)),
+        "DELETED" => {
+            let task: TaskObject = serde_json::from_str(object).map_err(bad)?;
+            Ok(One::Gone(task.metadata.uid, task.metadata.resource_version))
+        }
+        "BOOKMARK" => {
+            let b: Bookmark = serde_json::from_str(object).map_err(bad)?;
+            Ok(One::Reached(b.metadata.resource_version))
+        }
+        _ => {
+            let status: serde_json::Value = serde_json::from_str(object).map_err(bad)?;
+            Err(CallError::Status {
+                code: status["code"].as_u64().unwrap_or(500) as u16,
+                reason: status["reason"].as_str().unwrap_or("").into(),
+                message: status["message"].as_str().unwrap_or("").into(),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn task(kind: &str, uid: &str, version: u32) -> String {
+        serde_json::json!({"type": kind, "object": {
+            "metadata": {"uid": uid, "name": uid, "namespace": "ns", "resourceVersion": version.to_string()},
+            "spec": {"jobName": "j", "jobUid": "u", "index": 0, "attempt": 0, "epoch": 1,
+                "nodeName": "n", "queue": "q", "priority": 0, "requests": {}, "revision": "r"},
+        }})
+        .to_string()
+    }
+
+    #[test]
+    fn what_came_before_trouble_is_handed_on_with_its_version() {
+        let error =
+            r#"{"type":"ERROR","object":{"code":500,"reason":"InternalError","message":"m"}}"#;
+        let lines = [
+            task("ADDED", "a", 1),
+            task("MODIFIED", "b", 2),
+            task("DELETED", "c", 3),
+            task("ADDED", "d", 4),
+            error.to_string(),
+            task("ADDED", "e", 5),
+        ];
+        let (steps, trouble) = read(lines.join("\n").as_bytes());
+        assert_eq!(trouble.unwrap().code(), 500);
+        let seen: Vec<(String, String)> = steps
+            .iter()
+            .map(|s| {
+                let what = match s.change.as_ref().unwrap() {
+                    Change::Set(t) => t.iter().map(|t| t.metadata.uid.as_str()).collect(),
+                    Change::Gone(uid) => format!("-{uid}"),
+                    Change::All(_) => unreachable!("lists only"),
+                };
+                (what, s.version.clone())
+            })
+            .collect();
+        let want = [("ab", "2"), ("-c", "3"), ("d", "4")];
+        assert_eq!(seen, want.map(|(a, b)| (a.to_string(), b.to_string())));
+    }
+
+    #[test]
+    fn a_bookmark_moves_the_version_alone() {
+        let line = br#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}"#;
+        let (steps, trouble) = read(line);
+        assert!(trouble.is_none() && steps[0].change.is_none());
+        assert_eq!(steps[0].version, "9");
     }
 }

@@ -58,10 +58,17 @@ impl Core {
                 }
                 false
             }
-            Action::LoadPolicy => self.template(uid).is_some(),
+            Action::LoadPolicy => {
+                self.template(uid);
+                self.tracked
+                    .get(uid)
+                    .is_some_and(|t| t.observed.policy.is_some())
+            }
             Action::RestartAt { at_ms } => {
-                self.timers.insert((at_ms, uid.to_string()));
-                if let Some(t) = self.tracked.get(uid) {
+                // Said once: the status comes back by the watch and leads here again.
+                if self.timers.insert((at_ms, uid.to_string()))
+                    && let Some(t) = self.tracked.get(uid)
+                {
                     let item = Item {
                         uid: uid.into(),
                         path: t.path(),
@@ -94,7 +101,8 @@ impl Core {
 
     /// The task takes nothing of the node any more.
     pub(super) fn release(&mut self, t: &mut Tracked) {
-        self.ports.release(&t.tag.p);
+        // Once only: by the second time they may be another task's.
+        self.ports.release(&std::mem::take(&mut t.tag.p));
         if std::mem::take(&mut t.charged) {
             for (k, v) in &t.tag.rq {
                 *self.used.entry(k.clone()).or_default() -= v;

@@ -59,9 +59,11 @@ impl Core {
     }
 
     /// Whether the API may be told anything now: only while it is certain that the node was not
-    /// given up, or after the epoch was read again and older tasks are gone.
+    /// given up, or after the epoch was read again and older tasks are gone. Which ones are older
+    /// is known from the list on.
     pub(super) fn may_report(&self) -> bool {
-        self.gate_since.is_none()
+        self.listed
+            && self.gate_since.is_none()
             && sys::boot_ms().saturating_sub(self.renewed_ms) < GAP_MS
             && (self.adopted == self.epoch || !self.has_older())
     }

@@ -64,6 +64,8 @@ pub struct Wiring {
     pub metrics: Metrics,
     /// The node's epoch at registration.
     pub epoch: i64,
+    /// When the request that first renewed the Lease was sent: CLOCK_BOOTTIME, milliseconds.
+    pub renewed_ms: u64,
     /// Address of the node.
     pub address: String,
     /// Asks the heartbeat to look at the Node.
@@ -101,7 +103,9 @@ struct Core {
     paused_until: u64,
     failures: u32,
     listed: bool,
-    welcomed: bool,
+    /// Supervisors whose state is not known yet: nothing is decided, lest a task that one of them
+    /// runs is started again.
+    awaited: BTreeSet<u64>,
     epoch: i64,
     adopted: i64,
     renewed_ms: u64,
@@ -130,11 +134,13 @@ pub async fn run(
         allocatable: machine::base(&machine::capacity(&w.config)),
         epoch: w.epoch,
         adopted: 0,
+        renewed_ms: w.renewed_ms,
         w,
         tracked: HashMap::new(),
         dirty: BTreeSet::new(),
         parked: HashMap::new(),
         timers: BTreeSet::new(),
+        awaited: links.iter().map(|l| l.generation).collect(),
         links,
         sources: Sources::default(),
         ports: Ports::new(PORT_RANGE_DEFAULT).scattered(),
@@ -144,8 +150,6 @@ pub async fn run(
         paused_until: 0,
         failures: 0,
         listed: false,
-        welcomed: false,
-        renewed_ms: now, // registration renewed the Lease
         gate_since: None,
         stopping: false,
         starts: BTreeMap::new(),
@@ -214,7 +218,9 @@ impl Core {
 
     fn next_wake(&self, sweep_at: u64) -> u64 {
         let mut at = sweep_at;
-        if let Some(due) = self.outbox.next_due().filter(|_| !self.in_flight) {
+        // Otherwise an answer or the heartbeat wakes us.
+        let sends = !self.in_flight && self.may_report();
+        if let Some(due) = self.outbox.next_due().filter(|_| sends) {
             at = at.min(due.max(self.paused_until));
         }
         if let Some((wall, _)) = self.timers.first() {
@@ -229,7 +235,7 @@ impl Core {
             .tracked
             .values()
             .any(|t| matches!(t.observed.run, Run::Live | Run::Stopping { .. }));
-        let informed = self.welcomed && self.listed;
+        let informed = self.awaited.is_empty() && self.listed;
         if !informed && now < begin + LEARN_WAIT_MS {
             return false;
         }
@@ -239,7 +245,9 @@ impl Core {
         if running {
             return now >= begin + STOP_WAIT_MS;
         }
+        // Before the list nothing is reported; the exits wait in the journal.
         quiet
+            || !self.listed
             || self.failures > 3 && now >= begin + 1_000
             || now >= begin + STOP_WAIT_MS + FLUSH_WAIT_MS
     }
@@ -266,11 +274,11 @@ impl Core {
                 self.dirty.insert(uid);
             }
         }
-        if self.listed {
+        if self.listed && self.awaited.is_empty() {
             while let Some(uid) = self.dirty.pop_first() {
                 self.decide(&uid);
             }
-        } else if self.stopping {
+        } else if self.stopping && !self.listed {
             // Without the server's word nothing is forgotten or reported, only stopped; the exits
             // wait in the journal.
             for uid in std::mem::take(&mut self.dirty) {

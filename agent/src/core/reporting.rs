@@ -52,9 +52,8 @@ impl Core {
     pub(super) fn report(&mut self, uid: &str, end: End) {
         match end {
             End::Exit => {
-                let stopping = self.stopping;
-                self.conclude(uid, |t| match t.last_exit.clone() {
-                    Some(e) => ended(t, &e, stopping),
+                self.conclude(uid, |t| match &t.last_exit {
+                    Some(e) => ended(t, e),
                     None => status(t, TaskPhase::Lost, Some("Unknown"), None),
                 });
             }

@@ -58,7 +58,8 @@ impl Core {
         }
     }
 
-    /// The task's template; `None` while it is read, or after it turned out not to exist.
+    /// The task's template; `None` while it is read, or after it turned out not to exist. That
+    /// fails a task that was to start; a run that is there or over goes by the defaults instead.
     pub(super) fn template(&mut self, uid: &str) -> Option<Arc<Template>> {
         let t = self.tracked.get(uid)?;
         let d = t.desired.as_ref()?;
@@ -78,19 +79,32 @@ impl Core {
                 }
                 Some(template)
             }
-            Loaded::Refused(why) => {
-                self.fail(uid, "RevisionForbidden", &why);
-                None
-            }
-            _ => {
-                self.fail(
-                    uid,
-                    "RevisionNotFound",
-                    "the JobRevision that the task refers to does not exist",
-                );
-                None
-            }
+            Loaded::Refused(why) => self.without_template(uid, "RevisionForbidden", &why),
+            _ => self.without_template(
+                uid,
+                "RevisionNotFound",
+                "the JobRevision that the task refers to does not exist",
+            ),
         }
+    }
+
+    fn without_template(
+        &mut self,
+        uid: &str,
+        reason: &str,
+        message: &str,
+    ) -> Option<Arc<Template>> {
+        match self.tracked.get_mut(uid) {
+            Some(t) if t.observed.run != Run::Preparing => {
+                t.observed.policy = Some(Policy {
+                    restart: RestartPolicy::Never,
+                    signal: signal_number(None),
+                    grace_ms: GRACE_DEFAULT_MS,
+                });
+            }
+            _ => self.fail(uid, reason, message),
+        }
+        None
     }
 
     pub(super) fn start(&mut self, uid: &str, restarts: u32) -> bool {

@@ -61,7 +61,10 @@ pub(super) fn backing_off(t: &Tracked, at_ms: u64) -> Value {
 }
 
 /// The terminal status of an exit.
-pub(super) fn ended(t: &Tracked, e: &Exit, shutdown: bool) -> Value {
+pub(super) fn ended(t: &Tracked, e: &Exit) -> Value {
+    // Stopped though nobody asked for it in the API: this agent or an earlier one was told to end,
+    // or the machine was.
+    let shutdown = !t.desired.as_ref().is_some_and(|d| d.deleting);
     let (phase, reason, message): (TaskPhase, Option<&str>, Option<String>) = match e.cause {
         ExitCause::Ended if e.code == Some(0) => (TaskPhase::Succeeded, None, None),
         ExitCause::Ended => match e.signal {

@@ -34,10 +34,12 @@ impl Core {
                     .last()
                     .is_some_and(|l| l.generation == generation);
                 self.links.retain(|l| l.generation != generation);
+                self.awaited.remove(&generation);
                 if let Some(link) =
                     supervision::recover(&self.w.config, generation, newest, self.stopping, tell)
                         .await?
                 {
+                    self.awaited.insert(link.generation);
                     self.links.push(link);
                     self.extend_fence();
                 }
@@ -47,7 +49,7 @@ impl Core {
     }
 
     fn on_welcome(&mut self, generation: u64, welcome: Welcome) {
-        self.welcomed = true;
+        self.awaited.remove(&generation);
         let mut seen = BTreeSet::new();
         for s in welcome.running {
             let Some((uid, n)) = split(&s.id) else {
@@ -56,6 +58,13 @@ impl Core {
             seen.insert(uid.to_string());
             let (uid, id) = (uid.to_string(), s.id.clone());
             if self.is_newest(&uid, n, &s.tag) {
+                // A stop may have been lost with the connection, or its deadline with the
+                // supervisor: it is decided again.
+                if let Some(t) = self.tracked.get_mut(&uid)
+                    && matches!(t.observed.run, Run::Stopping { .. })
+                {
+                    t.observed.run = Run::Live;
+                }
                 self.on_started(generation, &uid, n, s);
             } else {
                 tracing::warn!(id, "an older run of a task still runs; it is stopped");

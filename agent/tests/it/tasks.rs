@@ -153,6 +153,9 @@ async fn restarts_in_place() {
     fake.add_task("r", spec);
     let status = fake.until_phase("r", "Succeeded").await;
     assert_eq!(status["restarts"], 1);
+    let said = fake.history("r");
+    let starting = said.iter().filter(|p| *p == "Starting").count();
+    assert_eq!(starting, 1, "the back-off is said once: {said:?}");
     agent.end().await;
 }
 
@@ -373,6 +376,72 @@ async fn told_to_end_without_a_server_it_still_stops_its_tasks() {
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     fake.down.store(false, Ordering::SeqCst);
     let agent = start(&fake, &dir, |_| {});
-    assert_eq!(fake.until_phase("t", "Failed").await["reason"], "Stopped");
+    // Nobody asked for its end in the API: it is not the task that failed.
+    let status = fake.until_phase("t", "Lost").await;
+    assert_eq!(status["reason"], "NodeShutdown");
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_that_drains_gets_no_starts() {
+    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let agent = start(&fake, &dir, |_| {});
+    fake.add_task("t", sh("while ! [ -e stop ]; do sleep 0.05; done; exit 2"));
+    fake.until_phase("t", "Running").await;
+    agent.vanish().await;
+    let old = dir.path().join("node/supervisor-1");
+    let (mut client, _) = rota_supervisor::client::Client::open(&old).unwrap();
+    client
+        .send(&rota_supervisor::protocol::Request::Drain)
+        .unwrap();
+    drop(client);
+    let agent = start(&fake, &dir, |_| {});
+    fake.add_task("next", sh("exit 0"));
+    fake.until_phase("next", "Succeeded").await;
+    std::fs::write(dir.path().join("node/tasks/ju-t/0/0/work/stop"), "").unwrap();
+    assert_eq!(fake.until_phase("t", "Failed").await["exitCode"], 2);
+    fake.until("the old one ends", |_| (!old.exists()).then_some(()))
+        .await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_deleted_comes_back_with_a_higher_epoch() {
+    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let agent = start(&fake, &dir, |_| {});
+    fake.add_task("old", sh("exec sleep 1000"));
+    fake.until_phase("old", "Running").await;
+    fake.remove("/api/v1/nodes/n");
+    // Makes the agent look at once.
+    fake.add_task_with("new", sh("exit 0"), json!({}), 2);
+    fake.until_phase("new", "Succeeded").await;
+    assert_eq!(
+        fake.node()["metadata"]["annotations"]["rota.dev/epoch"],
+        "2"
+    );
+    assert_eq!(fake.until_phase("old", "Lost").await["reason"], "Fenced");
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_of_an_earlier_agent_is_stopped_as_its_template_says() {
+    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let agent = start(&fake, &dir, |_| {});
+    let mut spec = sh("trap 'exit 9' USR1; while :; do sleep 0.02; done");
+    spec["killSignal"] = json!("SIGUSR1");
+    fake.add_task("t", spec);
+    fake.until_phase("t", "Running").await;
+    agent.vanish().await;
+    let agent = start(&fake, &dir, |_| {});
+    fake.until("the next agent knows it", |f| {
+        let running = f.history("t").iter().filter(|p| *p == "Running").count();
+        (running == 2).then_some(())
+    })
+    .await;
+    fake.edit(
+        &format!("{TASKS}/t"),
+        json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}),
+    );
+    assert_eq!(fake.until_phase("t", "Failed").await["exitCode"], 9);
     agent.end().await;
 }
