@@ -176,6 +176,8 @@ fn prepare_data_dir(config: &AgentConfig) -> Result<std::fs::File, AgentError> {
         .mode(0o700)
         .create(dir)
         .map_err(AgentError::file(dir))?;
+    let spare = dir.join(rota_supervisor::dirs::SPARE);
+    std::fs::create_dir_all(&spare).map_err(AgentError::file(&spare))?;
     let path = dir.join("agent.lock");
     let lock = std::fs::OpenOptions::new()
         .create(true)

@@ -10,6 +10,7 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod dirs;
 pub mod journal;
 pub mod logs;
 pub mod protocol;

@@ -3,10 +3,12 @@
 //!
 //! Promise: a task is counted against the node once, from its first start until it is over.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rota_supervisor::protocol::StopSpec;
-use rota_supervisor::sys;
+use rota_supervisor::{dirs, sys};
 
 use super::status::backing_off;
 use super::tracked::Tracked;
@@ -93,8 +95,10 @@ impl Core {
                 self.acks.entry(g).or_default().push(id);
             }
             self.release(&mut t);
-            self.trash
-                .extend(logs::attempt_dir(&self.tasks_dir, &t.attempt()));
+            if !t.tidied {
+                let dir = logs::attempt_dir(&self.tasks_dir, &t.attempt());
+                self.trash.extend(dir.map(|d| (d, false)));
+            }
         }
         self.outbox.remove(uid);
     }
@@ -144,7 +148,14 @@ impl Core {
 }
 
 /// Removes the work directory of an attempt, and the attempt's own when there is no output in it.
-pub(super) fn tidy(attempt: &Path) {
+/// With `spares`, a tree without anything is kept for another attempt; that moves the index's own
+/// directory, so only where no other attempt can come.
+pub(super) fn tidy(spares: Option<(&PathBuf, &Arc<AtomicU32>)>, attempt: &Path) {
+    if let Some((dir, next)) = spares
+        && dirs::keep(dir, next.fetch_add(1, Ordering::Relaxed), attempt)
+    {
+        return;
+    }
     let _ = std::fs::remove_dir_all(attempt.join("work")); // mostly gone already
     if std::fs::remove_dir(attempt).is_ok()
         && let Some(index) = attempt.parent()

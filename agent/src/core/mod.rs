@@ -19,11 +19,12 @@ mod wishes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use rota_api::names::PORT_RANGE_DEFAULT;
 use rota_supervisor::protocol::{Request, StartSpec, StopSpec};
-use rota_supervisor::sys;
+use rota_supervisor::{dirs, sys};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -114,7 +115,10 @@ struct Core {
     starts: BTreeMap<u64, Vec<StartSpec>>,
     stops: BTreeMap<u64, Vec<StopSpec>>,
     acks: BTreeMap<u64, Vec<String>>,
-    trash: Vec<PathBuf>,
+    /// Directories of ended attempts, and whether their index gets no further attempt.
+    trash: Vec<(PathBuf, bool)>,
+    /// Place of the next tree of directories that is kept.
+    spare: Arc<AtomicU32>,
     loaded_tx: mpsc::UnboundedSender<(Key, Option<Loaded>)>,
     sent_tx: mpsc::UnboundedSender<BulkAnswer>,
 }
@@ -156,13 +160,13 @@ pub async fn run(
         stops: BTreeMap::new(),
         acks: BTreeMap::new(),
         trash: Vec::new(),
+        spare: Arc::default(),
         loaded_tx,
         sent_tx,
     };
     let mut sweep_at = now + SWEEP_MS;
     let mut stop_at = None;
     core.extend_fence();
-    core.sweep();
     loop {
         let now = sys::boot_ms();
         if now >= sweep_at {
@@ -320,7 +324,13 @@ impl Core {
         }
         if !self.trash.is_empty() {
             let trash = std::mem::take(&mut self.trash);
-            tokio::task::spawn_blocking(move || trash.iter().for_each(|dir| acting::tidy(dir)));
+            let spares = self.w.config.data_dir.join(dirs::SPARE);
+            let next = self.spare.clone();
+            tokio::task::spawn_blocking(move || {
+                for (dir, last) in &trash {
+                    acting::tidy(last.then_some((&spares, &next)), dir);
+                }
+            });
         }
         self.adopt_epoch();
         self.send_statuses();
@@ -330,6 +340,9 @@ impl Core {
     }
 
     fn sweep(&self) {
+        if !self.awaited.is_empty() {
+            return; // what runs is not known yet, and its directories must stay
+        }
         let (tasks, attempts) = (self.tasks_dir.clone(), self.w.attempts.clone());
         let running = self
             .tracked

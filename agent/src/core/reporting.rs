@@ -148,8 +148,10 @@ impl Core {
                 for (g, id) in t.acks.drain(..) {
                     self.acks.entry(g).or_default().push(id);
                 }
-                self.trash
-                    .extend(logs::attempt_dir(&self.tasks_dir, &t.attempt()));
+                t.tidied = true;
+                let dir = logs::attempt_dir(&self.tasks_dir, &t.attempt());
+                let last = item.status["phase"] == "Succeeded";
+                self.trash.extend(dir.map(|d| (d, last)));
             }
         }
     }

@@ -131,6 +131,7 @@ impl Core {
             acks: Vec::new(),
             charged: true,
             last_exit: None,
+            tidied: false,
         };
         self.w.attempts.begin(tracked.attempt());
         self.tracked.insert(uid.to_string(), tracked);

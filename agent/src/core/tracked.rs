@@ -44,6 +44,8 @@ pub(super) struct Tracked {
     /// Its requests count against the node.
     pub(super) charged: bool,
     pub(super) last_exit: Option<Exit>,
+    /// Its directories were given away.
+    pub(super) tidied: bool,
 }
 
 impl Tracked {

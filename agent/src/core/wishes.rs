@@ -68,6 +68,7 @@ impl Core {
                 acks: Vec::new(),
                 charged: false,
                 last_exit: None,
+                tidied: false,
             });
         if t.tag.u.is_empty() {
             t.tag = Tag {

@@ -19,6 +19,7 @@ use rustix::event::epoll;
 use self::connections::Connection;
 pub use self::connections::socket_path;
 use crate::cgroup::{Groups, TaskGroup};
+use crate::dirs::Spares;
 use crate::journal::{Journal, JournalError};
 use crate::protocol::{Event, Exit, Report, SOCKET, StartSpec, Started, StopSpec};
 use crate::spawn::Spawner;
@@ -87,6 +88,7 @@ struct Supervisor {
     signals: OwnedFd,
     journal: Journal,
     spawner: Spawner,
+    spares: Spares,
     groups: Groups,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
@@ -158,6 +160,7 @@ impl Supervisor {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)
                 .map_err(|e| io_error("epoll")(e.into()))?,
             spawner: Spawner::new(files_limit).map_err(io_error("the spawner"))?,
+            spares: Spares::new(options.dir.parent().unwrap_or(&options.dir)),
             options,
             boot_id,
             listener,

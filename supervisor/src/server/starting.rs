@@ -97,7 +97,8 @@ impl Supervisor {
             .cwd
             .clone()
             .unwrap_or_else(|| work.to_string_lossy().into_owned());
-        make_dirs(attempt, &work)
+        self.spares
+            .make(attempt)
             .map_err(|e| failed("WorkingDirFailed", "the work directory cannot be made", e))?;
         if spec.cwd.is_some() && Path::new(&cwd).starts_with(&work) {
             std::fs::create_dir_all(&cwd)
@@ -187,25 +188,4 @@ impl Supervisor {
         }
         slot
     }
-}
-
-/// Makes the directories of an attempt. From the top, since mostly all of them are missing; the
-/// agent removes them once the end is reported, off this thread, because that may wait for a disk.
-fn make_dirs(attempt: &Path, work: &Path) -> io::Result<()> {
-    if let Some(index) = attempt.parent() {
-        match std::fs::create_dir(index) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(index)?,
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-    }
-    for dir in [attempt, work] {
-        match std::fs::create_dir(dir) {
-            // The agent may just have removed the index's directory with an earlier attempt.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(dir)?,
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
-        }
-    }
-    Ok(())
 }
