@@ -21,6 +21,10 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// Smallest cpu quota that the kernel takes.
 const CPU_QUOTA_MIN_US: u64 = 1_000;
 
+/// Empty groups kept for the next tasks: making and removing one costs about as much as starting
+/// a process.
+const POOL_MAX: usize = 256;
+
 #[derive(Clone, Debug)]
 struct Controller {
     base: PathBuf,
@@ -32,6 +36,8 @@ struct Controller {
 pub struct Groups {
     controllers: BTreeMap<&'static str, Controller>,
     refused: BTreeMap<&'static str, String>,
+    /// Without limits of their own and without processes.
+    pool: Vec<TaskGroup>,
 }
 
 /// The group of one task: its name and the controllers that it is in.
@@ -41,6 +47,7 @@ pub struct TaskGroup {
     pub name: String,
     dirs: Vec<PathBuf>,
     memory: Option<(PathBuf, bool)>,
+    limited: bool,
 }
 
 /// Mount points by controller, from /proc/self/mountinfo; `""` is v2.
@@ -128,12 +135,23 @@ impl Groups {
         self.refused.get(controller).cloned()
     }
 
-    /// Makes the group of a task and opens the files by which a process enters it.
-    pub fn create(&self, name: &str, limits: &Limits) -> io::Result<(TaskGroup, Vec<OwnedFd>)> {
+    /// Makes the group of a task, or takes a kept one, and opens the files by which a process
+    /// enters it. A kept one has its own name.
+    pub fn create(&mut self, name: &str, limits: &Limits) -> io::Result<(TaskGroup, Vec<OwnedFd>)> {
+        if *limits == Limits::default()
+            && let Some(group) = self.pool.pop()
+        {
+            let open = |dir: &PathBuf| open_procs(dir).map(OwnedFd::from);
+            match group.dirs.iter().map(open).collect() {
+                Ok(fds) => return Ok((group, fds)),
+                Err(_) => _ = group.remove(), // somebody else's doing: a new one then
+            }
+        }
         let mut group = TaskGroup {
             name: name.to_string(),
             dirs: Vec::new(),
             memory: None,
+            limited: *limits != Limits::default(),
         };
         let result = self.fill(&mut group, limits);
         match result {
@@ -162,12 +180,7 @@ impl Groups {
                     _ => {}
                 }
                 group.dirs.push(dir.clone());
-                fds.push(
-                    fs::OpenOptions::new()
-                        .write(true)
-                        .open(dir.join("cgroup.procs"))?
-                        .into(),
-                );
+                fds.push(open_procs(&dir)?.into());
             }
             let set = |file: &str, value: String| fs::write(dir.join(file), value);
             match controller {
@@ -198,6 +211,22 @@ impl Groups {
         Ok(fds)
     }
 
+    /// Keeps a group that no process is in; gives it back when it cannot be used again.
+    pub fn keep(&mut self, group: TaskGroup) -> Option<TaskGroup> {
+        if group.limited || group.dirs.is_empty() || self.pool.len() >= POOL_MAX {
+            return Some(group);
+        }
+        self.pool.push(group);
+        None
+    }
+
+    /// Removes what is kept.
+    pub fn clear(&mut self) {
+        for group in self.pool.drain(..) {
+            group.remove();
+        }
+    }
+
     /// The group of a task that an earlier supervisor made, as far as it still exists.
     pub fn find(&self, name: &str) -> Option<TaskGroup> {
         let mut dirs = Vec::new();
@@ -211,6 +240,7 @@ impl Groups {
             name: name.to_string(),
             dirs,
             memory: None,
+            limited: true, // perhaps
         })
     }
 
@@ -224,6 +254,7 @@ impl Groups {
                         name,
                         dirs: vec![entry.path()],
                         memory: None,
+                        limited: true,
                     };
                     group.kill();
                     group.remove();
@@ -231,6 +262,12 @@ impl Groups {
             }
         }
     }
+}
+
+fn open_procs(dir: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(dir.join("cgroup.procs"))
 }
 
 fn v1_base(mount: &Path, own: Option<&String>, parent: &str) -> Result<PathBuf, String> {
@@ -282,15 +319,20 @@ fn v2_base(
 }
 
 impl TaskGroup {
-    /// Kills every process in the group, again until none is left or it seems hopeless.
-    pub fn kill(&self) {
+    /// Kills every process in the group, again until none is left or it seems hopeless. True when
+    /// there was none to begin with, so that none can come either.
+    pub fn kill(&self) -> bool {
+        let mut none = true;
         for dir in &self.dirs {
-            if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
-                continue;
-            }
             // A fork may win a round; it cannot win many against the pids limit.
-            for _ in 0..16 {
-                let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            for round in 0..16 {
+                let pids = fs::read_to_string(dir.join("cgroup.procs"));
+                none &= pids.as_ref().is_ok_and(String::is_empty);
+                let pids = pids.unwrap_or_default();
+                if pids.is_empty() || round == 0 && fs::write(dir.join("cgroup.kill"), "1").is_ok()
+                {
+                    break;
+                }
                 let mut any = false;
                 for pid in pids.lines().filter_map(|p| p.parse().ok()) {
                     any |= sys::kill(pid, libc::SIGKILL);
@@ -300,6 +342,7 @@ impl TaskGroup {
                 }
             }
         }
+        none
     }
 
     /// Whether the kernel killed a process of the group for its memory limit.

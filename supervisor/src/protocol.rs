@@ -144,7 +144,8 @@ pub struct Started {
     pub tag: String,
     /// Process id.
     pub pid: i32,
-    /// Start time of the process in clock ticks since boot; with pid and boot id it is unique.
+    /// Start time of the process in clock ticks since boot, or a little earlier; with pid and boot
+    /// id it is unique.
     pub start_ticks: u64,
     /// Wall time of the start, milliseconds.
     pub started_ms: u64,

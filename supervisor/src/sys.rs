@@ -38,7 +38,21 @@ pub fn start_ticks(pid: i32) -> Option<u64> {
     fields.nth(19)?.parse().ok()
 }
 
-/// Whether this very process runs (a zombie does not).
+/// How much earlier than its real start a process may be recorded to have started, in clock ticks
+/// (10 ms each): the time between a look at the clock and the clone. No pid comes round so soon.
+pub const START_SLACK_TICKS: u64 = 100;
+
+/// Clock ticks since boot, as [`start_ticks`] counts them.
+pub fn now_ticks() -> u64 {
+    // SAFETY: a call without memory arguments.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100);
+    let t = clock_gettime(ClockId::Boottime);
+    let nanos = t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
+    nanos / (1_000_000_000 / per_second.max(1))
+}
+
+/// Whether this very process runs (a zombie does not). It may have started up to
+/// [`START_SLACK_TICKS`] after `ticks`.
 pub fn is_alive(pid: i32, ticks: u64) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
@@ -46,7 +60,7 @@ pub fn is_alive(pid: i32, ticks: u64) -> bool {
     let zombie = stat
         .rsplit_once(')')
         .is_some_and(|(_, r)| r.trim_start().starts_with('Z'));
-    !zombie && start_ticks(pid) == Some(ticks)
+    !zombie && start_ticks(pid).is_some_and(|t| (ticks..=ticks + START_SLACK_TICKS).contains(&t))
 }
 
 /// Blocks SIGCHLD and SIGTERM and gives a descriptor to read them from; ignores the signals of a
@@ -183,8 +197,9 @@ mod tests {
         let me = std::process::id() as i32;
         let ticks = start_ticks(me).unwrap();
         assert!(ticks > 0);
-        assert!(is_alive(me, ticks));
-        assert!(!is_alive(me, ticks + 1));
+        assert!(ticks <= now_ticks());
+        assert!(is_alive(me, ticks) && is_alive(me, ticks - START_SLACK_TICKS));
+        assert!(!is_alive(me, ticks + 1) && !is_alive(me, ticks - START_SLACK_TICKS - 1));
         assert!(!kill(0, 0) && !kill(-1, 0));
     }
 }

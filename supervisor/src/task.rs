@@ -101,11 +101,10 @@ impl Task {
         sys::kill(-pid, signal);
     }
 
-    /// Kills everything of the task that can be found.
-    pub fn kill(&self) {
+    /// Kills everything of the task that can be found; true when its control group shows that
+    /// nothing was there.
+    pub fn kill(&self) -> bool {
         self.signal(libc::SIGKILL);
-        if let Some(group) = &self.group {
-            group.kill();
-        }
+        self.group.as_ref().is_some_and(TaskGroup::kill)
     }
 }

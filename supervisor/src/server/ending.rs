@@ -56,11 +56,11 @@ impl Supervisor {
     /// The main process of a task ended: the rest of the task goes too. The pid is still held by
     /// the zombie, so the group cannot be anyone else's.
     fn on_end(&mut self, slot: usize, ended: Ended) {
-        let Some(task) = self.take(slot) else {
+        let Some(mut task) = self.take(slot) else {
             sys::reap(ended.pid);
             return;
         };
-        task.kill();
+        let empty = task.kill();
         sys::reap(ended.pid);
         let cause = match task.cause {
             None | Some(ExitCause::Ended)
@@ -75,6 +75,9 @@ impl Supervisor {
         let mut exit = exit_of(&task, cause, None, None);
         exit.code = ended.code;
         exit.signal = ended.signal;
+        if empty && let Some(group) = task.group.take() {
+            task.group = self.groups.keep(group);
+        }
         self.finish(task, exit);
     }
 

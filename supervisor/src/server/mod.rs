@@ -89,6 +89,8 @@ struct Supervisor {
     journal: Journal,
     spawner: Spawner,
     spares: Spares,
+    /// Whether processes start at the time that our clock shows; unknown before the first.
+    clock_agrees: Option<bool>,
     groups: Groups,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
@@ -160,6 +162,7 @@ impl Supervisor {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)
                 .map_err(|e| io_error("epoll")(e.into()))?,
             spawner: Spawner::new(files_limit).map_err(io_error("the spawner"))?,
+            clock_agrees: None,
             spares: Spares::new(options.dir.parent().unwrap_or(&options.dir)),
             options,
             boot_id,
@@ -233,6 +236,7 @@ impl Supervisor {
         loop {
             self.flush();
             if self.is_over() {
+                self.groups.clear();
                 return Ok(());
             }
             let timeout = self.timeout();

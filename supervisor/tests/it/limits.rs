@@ -74,6 +74,35 @@ fn descendants_in_other_sessions_are_found_and_groups_removed() {
 }
 
 #[test]
+fn groups_are_used_again_and_removed_at_the_end() {
+    let Some(mut rig) = rig() else { return };
+    let pattern = format!("*rota/test-{}/g1-{}-*", std::process::id(), rig.welcome.pid);
+    let groups = || {
+        let mut find = std::process::Command::new("find");
+        find.args(["/sys/fs/cgroup", "-path", &pattern, "-type", "d"]);
+        String::from_utf8(find.output().unwrap().stdout).unwrap()
+    };
+    rig.sh("first", "exit 0");
+    rig.wait_exit("first");
+    let kept = groups();
+    assert!(!kept.is_empty());
+    rig.sh("second", "cat /proc/self/cgroup");
+    rig.wait_exit("second");
+    let name = kept.trim().rsplit('/').next().unwrap().to_string();
+    assert!(
+        rig.log("second").contains(&name),
+        "{name}: {}",
+        rig.log("second")
+    );
+    assert_eq!(groups(), kept);
+    let ids = rig.exits.iter().map(|e| e.id.clone()).collect();
+    rig.client.send(&Request::Ack(ids)).unwrap();
+    rig.client.send(&Request::Drain).unwrap();
+    until("it ends", || rig.child.try_wait().unwrap());
+    assert_eq!(groups(), "");
+}
+
+#[test]
 fn without_groups_it_says_so() {
     let rig = Rig::new();
     assert!(rig.welcome.cpu_unlimited.is_some() && rig.welcome.memory_unlimited.is_some());

@@ -18,10 +18,14 @@ fn a_thousand_tasks_in_one_message() {
         let specs = (0..n)
             .map(|i| rig.spec(&format!("t{i}"), &[&program]))
             .collect();
+        let spares = rig.root.path().join(rota_supervisor::dirs::SPARE);
+        std::fs::create_dir(&spares).unwrap();
         let begin = Instant::now();
         rig.client.send(&Request::Start(specs)).unwrap();
         for i in 0..n {
             assert_eq!(rig.wait_exit(&format!("t{i}")).code, Some(0));
+            // As the agent does.
+            rota_supervisor::dirs::keep(&spares, i as u32, &rig.attempt(&format!("t{i}")));
             if i % 97 == 0 {
                 let seen = rig.exits.len();
                 assert!(seen <= n);
