@@ -19,10 +19,17 @@ use crate::task::{Task, output_pipe};
 
 /// Starts between two looks at everything else.
 const STARTS_PER_TURN: usize = 64;
+/// Time between two looks at everything else: short tasks end meanwhile, and what they hold of the
+/// node is free for others only once their end was told.
+const TURN_MS: u64 = 10;
 
 impl Supervisor {
     pub(super) fn start_some(&mut self) {
+        let begin = sys::boot_ms();
         for _ in 0..STARTS_PER_TURN {
+            if sys::boot_ms() >= begin + TURN_MS {
+                return;
+            }
             let Some(spec) = self.queue.pop_front() else {
                 return;
             };
