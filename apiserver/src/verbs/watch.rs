@@ -37,6 +37,11 @@ const TIMEOUT_MAX_SECONDS: u64 = 24 * 3600;
 /// Changes taken from the queue at once.
 const TAKE_MAX: usize = 256;
 
+/// Least time between two writes to one watcher, unless a whole chunk waits. The first event after a
+/// pause leaves at once; in a stream of events a write (a system call, a TLS record) carries several,
+/// which is most of what fan-out to many watchers costs.
+const WRITE_GAP: Duration = Duration::from_millis(8);
+
 /// How long a watch from a version that has not happened yet waits for it.
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
 
@@ -54,6 +59,7 @@ struct Watch {
     deadline: Instant,
     next_bookmark: Instant,
     last_version: Version,
+    last_write: Instant,
     ended: bool,
 }
 
@@ -138,6 +144,7 @@ pub async fn watch(
         initial: Some(initial.into_iter()),
         deadline: now + Duration::from_secs(seconds),
         next_bookmark: now + BOOKMARK_EVERY,
+        last_write: now.checked_sub(WRITE_GAP).unwrap_or(now),
         ended: false,
     };
     let frames = stream::unfold(watch, |mut watch| async move {
@@ -197,18 +204,16 @@ impl Watch {
                 () = server.stop.cancelled() => self.ended = true,
                 next = self.handle.next(TAKE_MAX) => match next {
                     Ok(changes) => {
-                        for change in &changes {
-                            self.change(&mut out, change);
-                            self.last_version = change.version;
+                        self.changes(&mut out, &changes);
+                        if out.len() < CHUNK {
+                            tokio::time::sleep_until(self.last_write + WRITE_GAP).await;
                         }
-                        // Whatever is there already goes out in the same write.
+                        // Whatever is there by now goes out in the same write.
                         while out.len() < CHUNK {
                             let Some(more) = self.try_more() else { break };
-                            for change in &more {
-                                self.change(&mut out, change);
-                                self.last_version = change.version;
-                            }
+                            self.changes(&mut out, &more);
                         }
+                        self.last_write = Instant::now();
                     }
                     Err(_) => {
                         let e = ApiError::expired("The watch fell too far behind; list again and watch from there");
@@ -233,6 +238,20 @@ impl Watch {
             }
         }
         None
+    }
+
+    fn changes(&mut self, out: &mut BytesMut, changes: &[Arc<Change>]) {
+        let bytes = |c: &Arc<Change>| {
+            c.after
+                .as_ref()
+                .or(c.before.as_ref())
+                .map_or(0, |o| o.bytes.len() + 40)
+        };
+        out.reserve(changes.iter().map(bytes).sum::<usize>().min(2 * CHUNK));
+        for change in changes {
+            self.change(out, change);
+            self.last_version = change.version;
+        }
     }
 
     fn try_more(&self) -> Option<Vec<Arc<Change>>> {

@@ -17,8 +17,9 @@ const GROUP_WRITES_MAX: usize = crate::TXN_WRITES_MAX;
 const GROUP_COMPARES_MAX: usize = 120;
 /// Bytes in one transaction; etcd takes 1.5 MiB.
 const GROUP_BYTES_MAX: usize = crate::TXN_BYTES_MAX;
-/// Transactions in flight: enough to keep etcd's pipeline busy while groups still fill up.
-const IN_FLIGHT_MAX: usize = 8;
+/// Transactions in flight: one that etcd works on and one that waits at its door. More would only
+/// make the groups smaller, and a transaction costs etcd far more than a write in it.
+const IN_FLIGHT_MAX: usize = 2;
 /// Waiting units looked at per decision, so that a backlog behind one key costs no quadratic time.
 const WINDOW: usize = 1024;
 
