@@ -16,10 +16,11 @@ use crate::error::ApiResult;
 use crate::server::{Caller, Server};
 use crate::verbs::{WriteOptions, create};
 
-/// History that is kept at least: clients may be away this long and still resume.
-const HISTORY_KEPT: Duration = Duration::from_secs(600);
+/// History that is kept unless told otherwise.
+pub const HISTORY_DEFAULT: Duration = Duration::from_secs(600);
 
-/// How often history older than that is forgotten, and how often expired objects are removed.
+/// How often history that is too old is forgotten, and expired objects are removed; more often where
+/// less history is kept.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// The caller of what the server does by itself.
@@ -73,17 +74,18 @@ pub async fn bootstrap(server: &Server) -> ApiResult<()> {
 }
 
 /// Forgets old history and removes expired objects, until the server stops.
-pub async fn sweep(server: Arc<Server>) {
+pub async fn sweep(server: Arc<Server>, history: Duration) {
+    let every = SWEEP_EVERY.min(history / 2).max(Duration::from_millis(500));
     let mut seen: VecDeque<(Instant, Version)> = VecDeque::new();
     loop {
         tokio::select! {
             () = server.stop.cancelled() => return,
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            () = tokio::time::sleep(every) => {}
         }
         seen.push_back((Instant::now(), server.cache.applied()));
         let mut old = None;
         while let Some((at, version)) = seen.front().copied() {
-            if at.elapsed() < HISTORY_KEPT {
+            if at.elapsed() < history {
                 break;
             }
             old = Some(version);

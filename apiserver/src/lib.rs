@@ -55,6 +55,8 @@ pub struct Config {
     pub pki: Option<Arc<auth::pki::Pki>>,
     /// URL by which agents and other servers reach this one.
     pub advertise: String,
+    /// History that is kept at least: clients may be away this long and still resume their watches.
+    pub history: Duration,
     /// Where metrics are registered; shared with whatever else runs in the process.
     pub registry: Arc<Mutex<Registry>>,
 }
@@ -65,6 +67,7 @@ impl Default for Config {
             kinds: rota_api::registry::all(),
             pki: None,
             advertise: String::new(),
+            history: background::HISTORY_DEFAULT,
             registry: Arc::default(),
         }
     }
@@ -84,7 +87,10 @@ impl ApiServer {
         config.registry.lock().register(
             "rota_store",
             "The store behind the server, and what its acknowledgements mean",
-            Info::new(vec![("backend", info.backend), ("durability", info.durability)]),
+            Info::new(vec![
+                ("backend", info.backend),
+                ("durability", info.durability),
+            ]),
         );
         let metrics = metrics::Metrics::new(config.registry);
         let server = Arc::new(Server::new(
@@ -112,7 +118,7 @@ impl ApiServer {
         };
         let ready = tokio::spawn(ready);
         let _ = tokio::time::timeout(START_WAIT, ready).await;
-        tokio::spawn(background::sweep(server.clone()));
+        tokio::spawn(background::sweep(server.clone(), config.history));
         tokio::spawn(verbs::logs::record_tunnels(server.clone()));
         let router = Router::new()
             .fallback(router::handle)

@@ -177,6 +177,7 @@ impl Plane {
         let config = Config {
             pki: Some(pki.clone()),
             advertise: url.clone(),
+            history: storage.history(),
             ..Config::default()
         };
         let metrics = Metrics::new(&mut config.registry.lock());

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rota_store::{EmbeddedOptions, Store, StoreConfig, StoreError};
 
@@ -42,15 +43,27 @@ pub struct StorageArgs {
         help_heading = "Store"
     )]
     etcd_key: Option<PathBuf>,
+    /// History that is kept at least: clients may be away this long and still resume their watches.
+    /// Less makes the store smaller
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Store")]
+    history_seconds: u64,
 }
 
 impl StorageArgs {
+    /// History that is kept at least.
+    pub fn history(&self) -> Duration {
+        Duration::from_secs(self.history_seconds)
+    }
+
     /// Opens the store; the embedded one is in `dir`.
     pub async fn open(&self, dir: &Path) -> Result<Arc<dyn Store>> {
         let config = if self.etcd_endpoints.is_empty() {
             StoreConfig::Embedded {
                 dir: dir.into(),
-                options: EmbeddedOptions::default(),
+                options: EmbeddedOptions {
+                    history_time: self.history(),
+                    ..EmbeddedOptions::default()
+                },
             }
         } else {
             self.etcd()?
@@ -80,6 +93,7 @@ impl StorageArgs {
             ca: self.etcd_ca.clone(),
             cert: self.etcd_cert.clone(),
             key: self.etcd_key.clone(),
+            history_time: self.history(),
             ..Default::default()
         };
         Ok(StoreConfig::Etcd(options))

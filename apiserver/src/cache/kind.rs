@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 use rota_store::{Event, Record, Version};
 
 use super::CachedKind;
-use super::watcher::{Interest, Shared, WatchEnd, WatchHandle};
+use super::watcher::{Counted, Interest, Shared, WatchEnd, WatchHandle};
 use crate::objects::Object;
 
 /// Events of one kind that are kept for resuming watches and for older pages.
@@ -73,6 +74,7 @@ pub struct Page {
 pub struct KindCache {
     what: CachedKind,
     state: RwLock<State>,
+    live: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -96,6 +98,7 @@ impl KindCache {
         KindCache {
             what,
             state: RwLock::default(),
+            live: Arc::default(),
         }
     }
 
@@ -136,11 +139,7 @@ impl KindCache {
 
     /// Live watchers.
     pub fn watchers(&self) -> usize {
-        let state = self.state.read();
-        let live = |list: &Vec<Weak<Shared>>| list.iter().filter(|w| w.strong_count() > 0).count();
-        live(&state.watchers_all)
-            + state.watchers_field.values().map(live).sum::<usize>()
-            + state.watchers_key.values().map(live).sum::<usize>()
+        self.live.load(Ordering::Relaxed)
     }
 
     pub(super) fn replace_all(&self, records: &[Record], at: Version) {
@@ -270,6 +269,7 @@ impl KindCache {
         list.push(Arc::downgrade(&shared));
         Ok(WatchHandle {
             shared,
+            counted: Counted::new(&self.live),
             initial,
             start,
         })

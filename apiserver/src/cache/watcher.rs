@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rota_store::Version;
@@ -88,9 +89,26 @@ impl Shared {
     }
 }
 
+/// Counts itself among the live watchers for as long as it exists.
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub(super) fn new(live: &Arc<AtomicUsize>) -> Self {
+        live.fetch_add(1, Ordering::Relaxed);
+        Counted(live.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The reading end of a watch. Dropping it ends the watch.
 pub struct WatchHandle {
     pub(super) shared: Arc<Shared>,
+    pub(super) counted: Counted,
     /// State to send as additions before the first change, when the watch starts from now.
     pub initial: Vec<Arc<Object>>,
     /// The version that `initial` stands for, or the one the watch starts after.
@@ -98,6 +116,11 @@ pub struct WatchHandle {
 }
 
 impl WatchHandle {
+    /// Watchers of the same kind, this one included.
+    pub fn siblings(&self) -> usize {
+        self.counted.0.load(Ordering::Relaxed)
+    }
+
     /// Takes up to `most` waiting changes; waits for the first. An `Err` ends the watch.
     pub async fn next(&self, most: usize) -> Result<Vec<Arc<Change>>, WatchEnd> {
         loop {

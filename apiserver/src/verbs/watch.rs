@@ -37,10 +37,14 @@ const TIMEOUT_MAX_SECONDS: u64 = 24 * 3600;
 /// Changes taken from the queue at once.
 const TAKE_MAX: usize = 256;
 
-/// Least time between two writes to one watcher, unless a whole chunk waits. The first event after a
-/// pause leaves at once; in a stream of events a write (a system call, a TLS record) carries several,
-/// which is most of what fan-out to many watchers costs.
-const WRITE_GAP: Duration = Duration::from_millis(8);
+/// Time between two writes to one watcher grows with the number of watchers of its kind, unless a
+/// whole chunk waits. The first event after a pause leaves at once; in a stream of events a write (a
+/// system call, a TLS record) carries several, which is most of what fan-out to many costs. Few
+/// watchers, controllers among them, keep their latency.
+const WRITE_GAP_EACH: Duration = Duration::from_micros(200);
+
+/// Longest such time.
+const WRITE_GAP_MAX: Duration = Duration::from_millis(24);
 
 /// How long a watch from a version that has not happened yet waits for it.
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
@@ -144,7 +148,7 @@ pub async fn watch(
         initial: Some(initial.into_iter()),
         deadline: now + Duration::from_secs(seconds),
         next_bookmark: now + BOOKMARK_EVERY,
-        last_write: now.checked_sub(WRITE_GAP).unwrap_or(now),
+        last_write: now.checked_sub(WRITE_GAP_MAX).unwrap_or(now),
         ended: false,
     };
     let frames = stream::unfold(watch, |mut watch| async move {
@@ -206,7 +210,9 @@ impl Watch {
                     Ok(changes) => {
                         self.changes(&mut out, &changes);
                         if out.len() < CHUNK {
-                            tokio::time::sleep_until(self.last_write + WRITE_GAP).await;
+                            let watchers = self.handle.siblings().min(1_000) as u32;
+                            let gap = (WRITE_GAP_EACH * watchers).min(WRITE_GAP_MAX);
+                            tokio::time::sleep_until(self.last_write + gap).await;
                         }
                         // Whatever is there by now goes out in the same write.
                         while out.len() < CHUNK {
