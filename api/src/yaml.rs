@@ -88,7 +88,13 @@ pub fn to_string(value: &Value) -> String {
 /// The error without the position that it appends in different wordings.
 fn one_line(error: &serde_yaml::Error) -> String {
     let text = error.without_snippet().to_string();
-    let line = text.lines().next().unwrap_or("").trim().to_string();
+    let line = text.lines().next().unwrap_or("").trim();
+    // The reader's advice to programmers is none for who wrote the manifest.
+    let line = line
+        .split(", set DuplicateKeyPolicy")
+        .next()
+        .unwrap_or(line)
+        .to_string();
     match line.rfind(" at line ").or_else(|| line.find(": line ")) {
         Some(at) if at > 0 => line[..at].to_string(),
         _ => line,

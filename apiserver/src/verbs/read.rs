@@ -178,6 +178,7 @@ pub async fn list(
 ) -> ApiResult<Response> {
     let selectors = Selectors::parse(served, query)?;
     let limit = query.number("limit")?.unwrap_or(0);
+    query.number("timeoutSeconds")?;
     let at = At::of_list(query, limit > 0)?;
     let page = match query.get("continue") {
         Some(token) => {

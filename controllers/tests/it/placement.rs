@@ -335,10 +335,12 @@ async fn a_new_leader_goes_on_where_the_old_one_stopped() {
         .await
         .unwrap();
     assert_eq!(done["status"]["succeeded"], 200);
-    let seen = agents.seen.lock();
-    assert_eq!(seen.ends.len(), 200, "each index ran once");
-    assert_eq!(seen.most, 4);
-    drop(seen);
+    let (ends, most) = {
+        let seen = agents.seen.lock();
+        (seen.ends.len(), seen.most)
+    };
+    assert_eq!(ends, 200, "each index ran once");
+    assert_eq!(most, 4);
     third.shut_down().await;
 }
 

@@ -22,7 +22,7 @@ const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
 
 #[test]
 fn nothing_acknowledged_is_lost_on_the_embedded_store() {
-    campaign(Store::Embedded, env_number("ROTA_E2E_KILLS", 15));
+    campaign(Store::Embedded, env_number("ROTA_E2E_KILLS", 15), None);
 }
 
 #[test]
@@ -30,7 +30,18 @@ fn nothing_acknowledged_is_lost_on_etcd() {
     if on_path("etcd").is_none() {
         return skip("there is no etcd on the PATH");
     }
-    campaign(Store::Etcd, env_number("ROTA_E2E_KILLS", 15).div_ceil(3));
+    campaign(
+        Store::Etcd,
+        env_number("ROTA_E2E_KILLS", 15).div_ceil(3),
+        None,
+    );
+}
+
+/// With so little history the server compacts all the time, so kills fall into compactions too.
+#[test]
+fn nothing_acknowledged_is_lost_while_history_is_forgotten() {
+    let kills = env_number("ROTA_E2E_KILLS", 15).div_ceil(5);
+    campaign(Store::Embedded, kills, Some(3));
 }
 
 /// What a writer did to an object.
@@ -71,10 +82,12 @@ struct Shared {
     log: Mutex<Log>,
 }
 
-fn campaign(store: Store, kills: usize) {
+fn campaign(store: Store, kills: usize, history_seconds: Option<u64>) {
+    let history = history_seconds.map(|s| ["--history-seconds".to_string(), s.to_string()]);
     let mut cluster = Cluster::prepare(Options {
         nodes: 0,
         store,
+        args: history.into_iter().flatten().collect(),
         ..Options::default()
     });
     cluster.launch();
@@ -111,8 +124,16 @@ fn campaign(store: Store, kills: usize) {
                 check(since >= ACKS_BETWEEN_KILLS, || format!("{since} so far"))
             },
         );
+        if let Some(seconds) = history_seconds {
+            // Lives long enough to compact, and dies at any point of doing so.
+            std::thread::sleep(Duration::from_millis(
+                random.random_range(seconds * 1000..seconds * 2000),
+            ));
+            let log = shared.log.lock().unwrap();
+            from = log.acks.iter().rev().map(|a| a.version).find(|v| *v > 0);
+        }
         cluster.kill_server();
-        if kill % 4 == 1 {
+        if kill % 4 == 1 && history_seconds.is_none() {
             // Killed again at any point of its start.
             cluster.launch();
             std::thread::sleep(Duration::from_millis(random.random_range(1..400)));
