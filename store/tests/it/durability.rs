@@ -373,17 +373,14 @@ fn a_sync_precedes_every_acknowledgement() {
         let call = call.trim_start();
         let journal = call.contains(".jnl>");
         let sync = call.starts_with("fdatasync(") || call.starts_with("fsync(");
+        let done = call.ends_with("= 0")
+            && ((sync && journal)
+                || (call.contains("sync resumed") && pending.remove(pid).is_some()));
         if call.starts_with("write(") && journal {
             dirty = true;
         } else if sync && journal && call.contains("unfinished") {
             pending.insert(pid, true);
-        } else if sync && journal && call.ends_with("= 0") {
-            dirty = false;
-            syncs += 1;
-        } else if call.contains("sync resumed")
-            && call.ends_with("= 0")
-            && pending.remove(pid).is_some()
-        {
+        } else if done {
             dirty = false;
             syncs += 1;
         } else if call.starts_with("write(1<") && call.contains("acked") {
