@@ -242,6 +242,8 @@ mod tests {
         let sizes: Vec<usize> = std::iter::from_fn(|| combiner.next())
             .map(|group| group.len())
             .collect();
-        assert_eq!(sizes, [100, 100, 50]);
+        assert_eq!(sizes, [100, 100], "two are in flight, the rest waits");
+        combiner.finished(&[], Vec::new());
+        assert_eq!(combiner.next().map(|group| group.len()), Some(50));
     }
 }
