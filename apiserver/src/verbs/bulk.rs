@@ -268,12 +268,7 @@ impl Item {
     }
 
     /// The write on an object that exists.
-    fn prepare(
-        &self,
-        server: &Server,
-        caller: &Caller,
-        object: &Arc<Object>,
-    ) -> ApiResult<Prepared> {
+    fn prepare(&self, caller: &Caller, object: &Arc<Object>) -> ApiResult<Prepared> {
         let (served, name) = (&*self.served, self.path.name.as_str());
         if self.verb == Verb::Delete {
             return delete::prepare(
@@ -295,7 +290,6 @@ impl Item {
         let mut wanted = current.clone();
         json_patch::merge(&mut wanted, &self.body);
         update::prepare(
-            server,
             caller,
             &self.target(),
             object,
@@ -336,7 +330,7 @@ async fn run(server: &Arc<Server>, caller: &Caller, mut item: Item) -> ApiResult
     }
     let done = server
         .commit_change(caller, &served, namespace, name, false, |object| {
-            item.prepare(server, caller, object)
+            item.prepare(caller, object)
         })
         .await?;
     let removed = done.removed;
@@ -383,7 +377,7 @@ async fn run_atomic(
                     .prepare(server, &item.served, &item.path.namespace)
                     .map(|(p, _, _)| p),
                 None => match server.cached(&item.served, &item.path.namespace, &item.path.name) {
-                    Some(object) => item.prepare(server, caller, &object),
+                    Some(object) => item.prepare(caller, &object),
                     None => Err(item.served.not_found(&item.path.name)),
                 },
             };

@@ -123,16 +123,7 @@ pub async fn write(
                 name,
                 part: Part::Main,
             };
-            prepare(
-                server,
-                caller,
-                &target,
-                object,
-                &current,
-                new,
-                Vec::new(),
-                options,
-            )
+            prepare(caller, &target, object, &current, new, Vec::new(), options)
         })
         .await
 }

@@ -121,7 +121,6 @@ pub async fn update(
             |object| {
                 let current = served.shown(object);
                 prepare(
-                    server,
                     caller,
                     target,
                     object,
@@ -159,7 +158,6 @@ pub async fn patch(
                 preconditions.check(served, target.name, &current, object.version)?;
                 let patched = crate::patch::apply(&served.kind, content_type, &current, body)?;
                 prepare(
-                    server,
                     caller,
                     target,
                     object,
@@ -177,7 +175,6 @@ pub async fn patch(
 /// generation, finalisation.
 #[allow(clippy::too_many_arguments)]
 pub fn prepare(
-    _server: &Server,
     caller: &Caller,
     target: &Target<'_>,
     object: &Arc<Object>,
