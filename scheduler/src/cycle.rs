@@ -3,8 +3,8 @@
 
 use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::order;
-use crate::place::{Budget, place};
-use crate::spec::Demand;
+use crate::place::{Ask, Budget, place};
+use crate::spec::{Demand, Time};
 
 /// How much a cycle may do.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +72,7 @@ pub struct Outcome {
 }
 
 /// Decides as many of the demands as the budget allows.
-pub fn cycle(cluster: &mut Cluster, demands: &[Demand], options: Options) -> Outcome {
+pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Options) -> Outcome {
     cluster.sweep();
     let mut outcome = Outcome::default();
     let mut budget = Budget {
@@ -84,7 +84,7 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], options: Options) -> Out
         let room = options
             .placements
             .saturating_sub(u32::try_from(outcome.placements.len()).unwrap_or(u32::MAX));
-        let (placed, cause) = decide(cluster, demand, room, &mut budget, |node, task| {
+        let (placed, cause) = decide(cluster, demand, now, room, &mut budget, |node, task| {
             outcome.placements.push(Placement {
                 demand: position,
                 node,
@@ -106,6 +106,7 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], options: Options) -> Out
 fn decide(
     cluster: &mut Cluster,
     demand: &Demand,
+    now: Time,
     room: u32,
     budget: &mut Budget,
     placed: impl FnMut(NodeId, TaskId),
@@ -129,7 +130,16 @@ fn decide(
         return (0, Cause::QueueLimit);
     }
     let wanted = allowed.min(room);
-    let count = place(cluster, class, queue, policy, wanted, budget, placed);
+    let run = cluster.tasks.runs.intern(demand.starts(now));
+    let ask = Ask {
+        class,
+        queue,
+        policy,
+        run,
+        count: wanted,
+    };
+    let count = place(cluster, ask, &[], budget, placed);
+    cluster.tasks.runs.drop_unused(run);
     let cause = if count == wanted && wanted < allowed {
         Cause::Budget
     } else if count == allowed {

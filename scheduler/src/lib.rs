@@ -30,9 +30,10 @@ mod place;
 pub mod score;
 mod spec;
 
-pub use cluster::{Cluster, NodeId, QueueId, TaskId};
+pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};
 pub use cycle::{Cause, Options, Outcome, Placement, Waiting, cycle};
 pub use explain::{Blocker, Change, Explanation, explain};
 pub use spec::{
-    Class, ClassSpec, Demand, Effect, NodeSpec, Order, Policy, QueueSpec, Taint, Toleration,
+    Backfill, Class, ClassSpec, DEVICE, Demand, Effect, Expression, NEVER, NodeSpec, NodeTerm,
+    Operator, Order, Policy, QueueSpec, Reclaim, Run, Spread, Taint, TaskTerm, Time, Toleration,
 };

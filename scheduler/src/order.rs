@@ -42,6 +42,9 @@ fn within(rule: Order, a: &Demand, b: &Demand) -> Ordering {
     let by_age = || (a.created, a.id).cmp(&(b.created, b.id));
     match rule {
         Order::Fifo => by_age(),
-        Order::Priority => b.priority.cmp(&a.priority).then_with(by_age),
+        Order::ShortestJobFirst | Order::ShortestRemainingTimeFirst => {
+            a.run.cmp(&b.run).then_with(by_age)
+        }
+        Order::Fair | Order::Priority => b.priority.cmp(&a.priority).then_with(by_age),
     }
 }

@@ -30,23 +30,49 @@ impl Budget {
     }
 }
 
-/// Places up to `count` tasks; returns how many were placed.
+/// What is to be placed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub class: u32,
+    pub queue: u32,
+    pub policy: Policy,
+    /// Number in `cluster.tasks.runs`.
+    pub run: u32,
+    /// Most tasks.
+    pub count: u32,
+}
+
+/// What a node state does not show: rules about single nodes.
+pub(crate) trait Veto {
+    /// How many of `want` tasks of a class the node may take, as far as this rule goes; `want` is
+    /// what fits it by its free amounts, and at least 1.
+    fn room(&self, cluster: &Cluster, node: u32, class: u32, want: u32) -> u32;
+}
+
+/// Places up to `ask.count` tasks; returns how many were placed. With `vetoes` every node is asked
+/// about before it is taken.
 pub(crate) fn place(
     cluster: &mut Cluster,
-    class: u32,
-    queue: u32,
-    policy: Policy,
-    count: u32,
+    ask: Ask,
+    vetoes: &[&dyn Veto],
     budget: &mut Budget,
     mut placed: impl FnMut(NodeId, TaskId),
 ) -> u32 {
+    let Ask {
+        class,
+        queue,
+        policy,
+        run,
+        count,
+    } = ask;
     let entry = &mut cluster.classes.all[class as usize];
     entry.learn(&cluster.profiles);
     entry.uses = entry.uses.saturating_add(1);
     let shape_id = entry.shape;
     let shape = cluster.tasks.shapes.get(shape_id).clone();
+    let plain = vetoes.is_empty() && shape.ports.is_empty();
     let policy_impl = score::of(policy);
-    if entry.uses == 1 && count <= SCAN_TASKS_MAX && shape.ports.is_empty() {
+    if entry.uses == 1 && count <= SCAN_TASKS_MAX && plain {
         let mut left = count;
         while left > 0 && budget.left > 0 {
             budget.spend(cluster.states.live.len() as u64);
@@ -55,7 +81,9 @@ pub(crate) fn place(
                 break;
             };
             let node = cluster.states.head[state as usize];
-            cluster.take(node, queue, shape_id, 1, |task| placed(NodeId(node), task));
+            cluster.take(node, queue, shape_id, run, 1, |task| {
+                placed(NodeId(node), task);
+            });
             left -= 1;
         }
         return count - left;
@@ -71,16 +99,18 @@ pub(crate) fn place(
             break;
         };
         let state = best.state.id;
-        if shape.ports.is_empty() {
+        let per_node = match policy_impl.fill() {
+            Fill::Deep => how_many(cluster.states.free_of(state), &shape.requests),
+            Fill::Level => 1,
+        };
+        if plain {
             // The last node of the batch may take fewer; the others of the state stay for the next demand.
-            let per_node = match policy_impl.fill() {
-                Fill::Deep => how_many(cluster.states.free_of(state), &shape.requests),
-                Fill::Level => 1,
-            };
             while left > 0 && cluster.states.is_live(best.state) {
                 let node = cluster.states.head[state as usize];
                 let n = per_node.min(left);
-                cluster.take(node, queue, shape_id, n, |task| placed(NodeId(node), task));
+                cluster.take(node, queue, shape_id, run, n, |task| {
+                    placed(NodeId(node), task);
+                });
                 left -= n;
                 budget.spend(1);
             }
@@ -89,17 +119,16 @@ pub(crate) fn place(
             while left > 0 && node != NONE {
                 let next = cluster.states.next_node(node);
                 budget.spend(1);
-                if shape
-                    .ports
-                    .iter()
-                    .all(|port| !cluster.ports.contains_key(&(node, *port)))
-                {
-                    cluster.take(node, queue, shape_id, 1, |task| placed(NodeId(node), task));
-                    left -= 1;
+                let n = allowed(cluster, vetoes, &shape, node, class, per_node.min(left));
+                if n > 0 {
+                    cluster.take(node, queue, shape_id, run, n, |task| {
+                        placed(NodeId(node), task);
+                    });
+                    left -= n;
                 }
                 node = next;
             }
-            // What is still in the state has the port in use: look behind it.
+            // What is still in the state may not be used: look behind it.
             if left > 0
                 && cluster.states.is_live(best.state)
                 && let Some(entry) = index.set_aside()
@@ -114,6 +143,32 @@ pub(crate) fn place(
     let indexes = &mut cluster.classes.all[class as usize].indexes;
     indexes.push((policy, index));
     count - left
+}
+
+/// How many of `want` tasks the node may take, by fixed ports and by every veto.
+fn allowed(
+    cluster: &Cluster,
+    vetoes: &[&dyn Veto],
+    shape: &Shape,
+    node: u32,
+    class: u32,
+    want: u32,
+) -> u32 {
+    let mut n = want;
+    if !shape.ports.is_empty() {
+        let taken = |port: &u16| cluster.ports.contains_key(&(node, *port));
+        n = if shape.ports.iter().any(taken) {
+            0
+        } else {
+            n.min(1)
+        };
+    }
+    for veto in vetoes {
+        if n > 0 {
+            n = n.min(veto.room(cluster, node, class, n));
+        }
+    }
+    n
 }
 
 fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {

@@ -239,12 +239,9 @@ impl Memory {
             let created = meta.and_then(|m| m.creation_timestamp.as_ref());
             serials.push(*serial);
             demands.push(Demand {
-                id: *serial,
-                class: make.class.clone(),
-                queue: make.queue,
                 priority: job.job.as_ref().map_or(0, |j| j.spec.priority),
                 created: created.map_or(0, |t| t.0.as_second()),
-                count: room(job),
+                ..Demand::new(*serial, make.class.clone(), make.queue, room(job))
             });
         }
         if demands.is_empty() {
@@ -254,7 +251,7 @@ impl Memory {
             budget: BUDGET,
             placements: PLACEMENTS_MAX.min(u32::try_from(room_left).unwrap_or(u32::MAX)),
         };
-        let outcome = cycle(&mut self.cluster, &demands, options);
+        let outcome = cycle(&mut self.cluster, &demands, 0, options);
         for placement in &outcome.placements {
             let serial = serials[placement.demand as usize];
             let node = self.cluster.node_name(placement.node).to_string();

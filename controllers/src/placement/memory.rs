@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use rota_api::names::{ANNOTATION_EPOCH, LABEL_AGENT};
 use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Task};
-use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Taint, TaskId};
+use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Run, Taint, TaskId};
 
 use super::body::{Mould, Owner};
 use super::book::{Book, Found};
@@ -393,7 +393,8 @@ impl Memory {
         let held = lifecycle::is_live(task).then(|| {
             let queue = self.cluster.queue(&spec.queue);
             let class = need::holding(&spec.requests, ports);
-            self.cluster.bind(&spec.node_name, queue, &class)
+            self.cluster
+                .bind(&spec.node_name, queue, &class, Run::since(0))
         });
         let memory = TaskMem {
             job: serial,
@@ -556,6 +557,7 @@ fn node_spec(node: &Node) -> NodeSpec {
                 Some((name.clone(), quantity.base_floor(name)))
             })
             .collect(),
+        devices: Default::default(),
         unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or(false),
         // Being deleted takes nothing new either.
         ready: ready && node.metadata.deletion_timestamp.is_none(),

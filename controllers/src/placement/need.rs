@@ -87,6 +87,7 @@ pub fn class(spec: &TaskSpec, requests: &Resources) -> Class {
             })
             .collect(),
         ports: fixed(spec.ports.iter().flatten().map(|p| p.port)),
+        ..ClassSpec::default()
     })
 }
 
@@ -112,6 +113,7 @@ pub fn queue(spec: &rota_api::QueueSpec) -> QueueSpec {
             Placement::BinPack => Policy::BinPack,
             Placement::Spread => Policy::Spread,
         },
+        ..QueueSpec::default()
     }
 }
 

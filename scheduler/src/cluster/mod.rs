@@ -11,7 +11,7 @@ mod tasks;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use queues::QueueId;
+pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
 use self::profiles::Profiles;
@@ -55,6 +55,10 @@ pub struct Cluster {
     pub(crate) nodes: Vec<Node>,
     /// Per node and resource. Wide, so that tasks bound by the caller cannot overflow it.
     pub(crate) used: Vec<i128>,
+    /// Of `used`, what is held by tasks that are on their way out.
+    pub(crate) leaving: Vec<i128>,
+    /// Per resource: what all nodes have together. As long as the stride.
+    pub(crate) total: Vec<i128>,
     node_ids: HashMap<Arc<str>, u32>,
     unused_nodes: Vec<u32>,
     pub(crate) profiles: Profiles,
@@ -82,6 +86,8 @@ impl Cluster {
             magnitude: Vec::new(),
             nodes: Vec::new(),
             used: Vec::new(),
+            leaving: Vec::new(),
+            total: vec![0; STRIDE_FIRST],
             node_ids: HashMap::new(),
             unused_nodes: Vec::new(),
             profiles: Profiles::default(),
@@ -131,7 +137,7 @@ impl Cluster {
         let spec = std::mem::take(&mut node.spec);
         let profile = std::mem::replace(&mut node.profile, NONE);
         self.profiles.drop_labels(id, &spec.labels);
-        self.profiles.nodes[profile as usize] -= 1;
+        self.count_out(profile);
         self.states.detach(id);
         self.forget_if_unused(id);
         true
@@ -156,6 +162,12 @@ impl Cluster {
     /// Number of distinct node states: what a scan costs.
     pub fn state_count(&self) -> usize {
         self.states.live.len()
+    }
+
+    /// What all nodes have together of a resource.
+    pub fn total(&self, resource: &str) -> i64 {
+        let r = self.resources.get(resource);
+        r.map_or(0, |r| clamp(self.total[r as usize]))
     }
 
     /// What is free on a node, by resource; negative where tasks hold more than the node now has.
@@ -186,6 +198,7 @@ impl Cluster {
             None => {
                 self.nodes.push(node);
                 self.used.resize(self.nodes.len() * self.stride, 0);
+                self.leaving.resize(self.nodes.len() * self.stride, 0);
                 self.states.grow_nodes(self.nodes.len());
                 self.nodes.len() as u32 - 1
             }
@@ -215,12 +228,15 @@ impl Cluster {
     }
 
     fn widen(&mut self, stride: usize) {
-        let mut used = vec![0; self.nodes.len() * stride];
-        for n in 0..self.nodes.len() {
-            used[n * stride..n * stride + self.stride]
-                .copy_from_slice(&self.used[n * self.stride..(n + 1) * self.stride]);
+        for amounts in [&mut self.used, &mut self.leaving] {
+            let mut wide = vec![0; self.nodes.len() * stride];
+            for n in 0..self.nodes.len() {
+                wide[n * stride..n * stride + self.stride]
+                    .copy_from_slice(&amounts[n * self.stride..(n + 1) * self.stride]);
+            }
+            *amounts = wide;
         }
-        self.used = used;
+        self.total.resize(stride, 0);
         self.stride = stride;
         self.profiles.widen(stride);
         for queue in &mut self.queues {
@@ -253,6 +269,15 @@ impl Cluster {
         }
     }
 
+    /// One node less has this profile.
+    fn count_out(&mut self, profile: u32) {
+        self.profiles.nodes[profile as usize] -= 1;
+        let capacity = &self.profiles.all[profile as usize].capacity;
+        for (sum, amount) in self.total.iter_mut().zip(capacity) {
+            *sum -= i128::from(*amount);
+        }
+    }
+
     fn profile_again(&mut self, id: u32) {
         let n = id as usize;
         let mut capacity = vec![0; self.stride];
@@ -264,7 +289,11 @@ impl Cluster {
         let profile = self.profiles.of(&self.nodes[n].spec, capacity.into());
         let old = std::mem::replace(&mut self.nodes[n].profile, profile);
         if old != NONE {
-            self.profiles.nodes[old as usize] -= 1;
+            self.count_out(old);
+        }
+        let capacity = &self.profiles.all[profile as usize].capacity;
+        for (sum, amount) in self.total.iter_mut().zip(capacity) {
+            *sum += i128::from(*amount);
         }
         self.profiles.nodes[profile as usize] += 1;
         self.states.detach(id);
@@ -343,6 +372,7 @@ impl Cluster {
             for class in std::mem::take(&mut self.classes).all {
                 self.tasks.shapes.drop_one(class.shape);
             }
+            self.total.fill(0);
             self.profiles.forget();
             for n in 0..self.nodes.len() as u32 {
                 self.nodes[n as usize].profile = NONE;

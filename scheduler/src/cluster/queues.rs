@@ -1,29 +1,55 @@
-//! Queues: their rules, and what their tasks hold now.
+//! Queues: a tree of rules, and what tasks hold in each subtree now.
+
+use std::sync::Arc;
 
 use super::Cluster;
+use super::states::NONE;
 use crate::spec::QueueSpec;
-use std::sync::Arc;
 
 /// A queue, by number. Valid as long as the [`Cluster`] that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueId(pub(crate) u32);
+
+/// Why a queue takes part in nothing, though it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detached {
+    /// The queue that it names as its parent is not there.
+    ParentMissing,
+    /// It is its own ancestor.
+    Cycle,
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Queue {
     pub name: Arc<str>,
     /// `None` for a queue that Jobs or tasks name and that is not there.
     pub spec: Option<QueueSpec>,
+    /// The queue above, [`NONE`] at the top.
+    pub parent: u32,
+    /// Queues below that have rules, in order of number.
+    pub children: Vec<u32>,
+    /// Set when its place in the tree cannot be found: nothing is placed from it then.
+    pub detached: Option<Detached>,
     /// Per resource; `i64::MAX` is no limit. As long as the stride.
     pub limit: Vec<i64>,
-    /// Per resource.
+    /// Per resource. As long as the stride.
+    pub guarantee: Vec<i64>,
+    /// Per resource: what its own tasks and those below it hold, without those that leave.
     pub used: Vec<i128>,
+    /// The same of its own tasks.
+    pub own: Vec<i128>,
+    /// Tasks in the subtree, without those that leave.
     pub running: u64,
+    /// The same of its own.
+    pub own_running: u64,
 }
 
 impl Queue {
     pub fn widen(&mut self, stride: usize) {
         self.limit.resize(stride, i64::MAX);
+        self.guarantee.resize(stride, 0);
         self.used.resize(stride, 0);
+        self.own.resize(stride, 0);
     }
 
     /// How many tasks of these requests the limits still allow.
@@ -54,30 +80,142 @@ impl Cluster {
         self.queues.push(Queue {
             name: name.clone(),
             spec: None,
+            parent: NONE,
+            children: Vec::new(),
+            detached: None,
             limit: vec![i64::MAX; self.stride],
+            guarantee: vec![0; self.stride],
             used: vec![0; self.stride],
+            own: vec![0; self.stride],
             running: 0,
+            own_running: 0,
         });
         self.queue_ids.insert(name, id);
         QueueId(id)
     }
 
     /// Sets a queue's rules; `None` removes the queue (its tasks keep what they hold, and its
-    /// demands wait).
+    /// demands wait). Queues may come in any order: one whose parent is not there yet is detached
+    /// until it is.
     pub fn set_queue(&mut self, name: &str, spec: Option<QueueSpec>) -> QueueId {
         let id = self.queue(name);
-        let limits: Vec<(u32, i64)> = spec
-            .iter()
-            .flat_map(|s| &s.limit)
-            .map(|(resource, amount)| (self.resource(resource), *amount))
-            .collect();
+        let amounts = |cluster: &mut Self, amounts: &std::collections::BTreeMap<String, i64>| {
+            let each = amounts.iter();
+            each.map(|(resource, amount)| (cluster.resource(resource), *amount))
+                .collect::<Vec<_>>()
+        };
+        let (limits, guarantees) = match &spec {
+            Some(spec) => (amounts(self, &spec.limit), amounts(self, &spec.guarantee)),
+            None => Default::default(),
+        };
         let queue = &mut self.queues[id.0 as usize];
         queue.limit.fill(i64::MAX);
         for (r, amount) in limits {
             queue.limit[r as usize] = amount;
         }
+        queue.guarantee.fill(0);
+        for (r, amount) in guarantees {
+            queue.guarantee[r as usize] = amount.max(0);
+        }
+        let parent = |spec: &Option<QueueSpec>| spec.as_ref().map(|s| s.parent.clone());
+        let moved = parent(&queue.spec) != parent(&spec);
         queue.spec = spec;
+        if moved {
+            self.grow_tree();
+        }
         id
+    }
+
+    /// Finds every queue's place anew. Once per change of the tree, so plain.
+    fn grow_tree(&mut self) {
+        let parents: Vec<Option<&str>> = self
+            .queues
+            .iter()
+            .map(|q| q.spec.as_ref()?.parent.as_deref())
+            .collect();
+        let parents: Vec<Option<Option<u32>>> = parents
+            .iter()
+            .map(|name| {
+                let id = self.queue_ids.get((*name)?).copied();
+                Some(id.filter(|id| self.queues[*id as usize].spec.is_some()))
+            })
+            .collect();
+        for (q, parent) in parents.iter().enumerate() {
+            let queue = &mut self.queues[q];
+            queue.children.clear();
+            queue.used.clone_from(&queue.own);
+            queue.running = queue.own_running;
+            (queue.parent, queue.detached) = match parent {
+                None => (NONE, None),
+                Some(None) => (NONE, Some(Detached::ParentMissing)),
+                Some(Some(parent)) => (*parent, None),
+            };
+        }
+        for q in 0..self.queues.len() as u32 {
+            // Who comes back to a queue on the way up, or is below one that does, is on no tree.
+            let mut at = q;
+            let mut steps = 0;
+            while at != NONE && steps <= self.queues.len() {
+                at = self.queues[at as usize].parent;
+                steps += 1;
+            }
+            if at != NONE {
+                self.queues[q as usize].detached = Some(Detached::Cycle);
+            }
+        }
+        for q in 0..self.queues.len() {
+            if self.queues[q].detached == Some(Detached::Cycle) {
+                self.queues[q].parent = NONE;
+            }
+        }
+        for q in 0..self.queues.len() {
+            let parent = self.queues[q].parent;
+            if parent != NONE {
+                self.queues[parent as usize].children.push(q as u32);
+            }
+            let (own, running) = (self.queues[q].own.clone(), self.queues[q].own_running);
+            let mut at = parent;
+            while at != NONE {
+                let above = &mut self.queues[at as usize];
+                above.running += running;
+                for (sum, amount) in above.used.iter_mut().zip(&own) {
+                    *sum += amount;
+                }
+                at = above.parent;
+            }
+        }
+        // Below a queue that has no place there is none either.
+        for q in 0..self.queues.len() {
+            let mut at = self.queues[q].parent;
+            while at != NONE && self.queues[q].detached.is_none() {
+                self.queues[q].detached = self.queues[at as usize].detached;
+                at = self.queues[at as usize].parent;
+            }
+        }
+    }
+
+    /// Changes what a queue and those above it hold by `count` tasks of a shape.
+    pub(crate) fn charge(&mut self, queue: u32, shape: u32, count: i64) {
+        let requests = &self.tasks.shapes.get(shape).requests;
+        let mut at = queue;
+        while at != NONE {
+            let node = &mut self.queues[at as usize];
+            node.running = node.running.saturating_add_signed(count);
+            for (r, amount) in requests {
+                node.used[*r as usize] += i128::from(*amount) * i128::from(count);
+            }
+            at = node.parent;
+        }
+        let leaf = &mut self.queues[queue as usize];
+        leaf.own_running = leaf.own_running.saturating_add_signed(count);
+        for (r, amount) in requests {
+            leaf.own[*r as usize] += i128::from(*amount) * i128::from(count);
+        }
+    }
+
+    /// Why a queue that is there takes part in nothing.
+    pub fn detached(&self, queue: QueueId) -> Option<Detached> {
+        self.queues[queue.0 as usize].detached
     }
 
     /// A queue's name.
@@ -85,7 +223,7 @@ impl Cluster {
         &self.queues[queue.0 as usize].name
     }
 
-    /// What a queue's tasks hold, by resource, zeros left out.
+    /// What a queue's tasks and those below it hold, by resource, zeros left out.
     pub fn queue_used(&self, queue: QueueId) -> impl Iterator<Item = (&str, i64)> {
         let used = &self.queues[queue.0 as usize].used;
         (0..self.resources.len())
@@ -98,7 +236,7 @@ impl Cluster {
             })
     }
 
-    /// How many of a queue's tasks hold resources.
+    /// How many of a queue's tasks, and of those below it, hold resources.
     pub fn queue_running(&self, queue: QueueId) -> u64 {
         self.queues[queue.0 as usize].running
     }

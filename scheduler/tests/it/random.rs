@@ -55,6 +55,7 @@ fn node_spec() -> impl Strategy<Value = NodeSpec> {
                 allocatable,
                 unschedulable,
                 ready,
+                ..NodeSpec::default()
             },
         )
 }
@@ -77,6 +78,7 @@ fn class_spec() -> impl Strategy<Value = ClassSpec> {
             node_selector,
             tolerations,
             ports: if ports.len() == 1 { ports } else { Vec::new() },
+            ..ClassSpec::default()
         })
 }
 
@@ -89,6 +91,7 @@ fn queue_spec() -> impl Strategy<Value = QueueSpec> {
         } else {
             Policy::BinPack
         },
+        ..QueueSpec::default()
     })
 }
 
@@ -141,9 +144,12 @@ impl Pair {
             }
             Step::Bind(n, q, class) => {
                 let queue = self.real.queue(&queue_name(*q));
-                let id = self
-                    .real
-                    .bind(&node_name(*n), queue, &Class::new(class.clone()));
+                let id = self.real.bind(
+                    &node_name(*n),
+                    queue,
+                    &Class::new(class.clone()),
+                    Run::since(0),
+                );
                 self.ids.push(id);
                 self.model
                     .tasks
@@ -170,18 +176,21 @@ impl Pair {
             .map(|(q, class, priority, count)| {
                 self.serial += 1;
                 Demand {
-                    id: self.serial,
-                    class: Class::new(class.clone()),
-                    queue: self.real.queue(&queue_name(*q)),
                     priority: *priority,
                     created: i64::from(*priority) % 2,
-                    count: *count,
+                    ..Demand::new(
+                        self.serial,
+                        Class::new(class.clone()),
+                        self.real.queue(&queue_name(*q)),
+                        *count,
+                    )
                 }
             })
             .collect();
         let outcome = cycle(
             &mut self.real,
             &demands,
+            0,
             Options {
                 budget,
                 ..Options::default()
@@ -353,7 +362,7 @@ impl Pair {
         let mut rebuilt = Cluster::new();
         for (node, queue, class) in &self.model.tasks {
             let queue = rebuilt.queue(queue);
-            rebuilt.bind(node, queue, &Class::new(class.clone()));
+            rebuilt.bind(node, queue, &Class::new(class.clone()), Run::since(0));
         }
         for (name, spec) in &self.model.nodes {
             rebuilt.upsert_node(name, spec.clone());

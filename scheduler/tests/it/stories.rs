@@ -46,15 +46,12 @@ fn run(c: &mut Cluster, demands: &[(ClassSpec, i32, i64, u32)]) -> Vec<BTreeMap<
         .iter()
         .enumerate()
         .map(|(i, (spec, priority, created, count))| Demand {
-            id: i as u64,
-            class: Class::new(spec.clone()),
-            queue,
             priority: *priority,
             created: *created,
-            count: *count,
+            ..Demand::new(i as u64, Class::new(spec.clone()), queue, *count)
         })
         .collect();
-    let outcome = cycle(c, &demands, Options::default());
+    let outcome = cycle(c, &demands, 0, Options::default());
     assert_eq!(check(c), Vec::<String>::new());
     let mut out = vec![BTreeMap::new(); demands.len()];
     for p in outcome.placements {
@@ -164,7 +161,12 @@ fn huge_requests_are_refused_without_overflow() {
     assert_eq!(placed, vec![on(&[("a", 1)]), on(&[("b", 1)])]);
     let queue = c.queue("q");
     for _ in 0..3 {
-        c.bind("a", queue, &Class::new(class(i64::MAX, i64::MAX)));
+        c.bind(
+            "a",
+            queue,
+            &Class::new(class(i64::MAX, i64::MAX)),
+            Run::since(0),
+        );
     }
     assert_eq!(check(&c), Vec::<String>::new());
     let why = explain(&mut c, &Class::new(class(1, 1)), queue);
