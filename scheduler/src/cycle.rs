@@ -1,9 +1,12 @@
-//! The cycle: one pass over what waits. Reads as its stages: order, then for each demand filter,
-//! score and place. What is placed is taken from the cluster at once.
+//! The cycle: one pass over what waits. Reads as its stages: whose turn it is (agenda), whether its
+//! queue allows it, place; and when that fails make room (preempt) or keep room (ahead). What is
+//! placed is taken from the cluster at once, so admission, limits, rules and placement cannot
+//! disagree: there is no second decision.
 
+use crate::agenda::{Agenda, Unit};
+use crate::attempt::Attempt;
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::order;
-use crate::place::{Ask, Budget, place};
+use crate::place::Budget;
 use crate::spec::{Demand, Time};
 
 /// How much a cycle may do.
@@ -12,8 +15,14 @@ pub struct Options {
     /// Work units: demands looked at, states scored, nodes taken. The caller maps time to units,
     /// so that a replay decides the same. The cycle ends soon after they are spent.
     pub budget: u64,
-    /// Most tasks placed, so that what follows from a cycle (writes) stays bounded too.
+    /// Most tasks placed, so that what follows from a cycle (writes) stays bounded too. A gang
+    /// whose turn comes first starts whole all the same.
     pub placements: u32,
+    /// Most tasks evicted.
+    pub evictions: u32,
+    /// A demand that waits longer than this may keep newcomers off nodes even if nobody knows when
+    /// these will be free.
+    pub patience: Time,
 }
 
 impl Default for Options {
@@ -21,6 +30,8 @@ impl Default for Options {
         Options {
             budget: u64::MAX,
             placements: u32::MAX,
+            evictions: u32::MAX,
+            patience: Time::MAX,
         }
     }
 }
@@ -34,6 +45,28 @@ pub struct Placement {
     pub node: NodeId,
     /// What it holds there, to be released when it ends or when its start fails.
     pub task: TaskId,
+    /// Others must leave first: it may start once [`Cluster::may_start`] says so.
+    pub waits: bool,
+}
+
+/// One task that has to leave, for the sake of a demand that was placed in the same cycle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// Who leaves. The cluster counts it as leaving from now on.
+    pub task: TaskId,
+    /// For whom: position in the demands.
+    pub demand: u32,
+}
+
+/// A start in the future that later demands do not delay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// Position in the demands.
+    pub demand: u32,
+    /// When; [`crate::NEVER`] when the nodes are only kept free of newcomers.
+    pub start: Time,
+    /// Where, with the number of tasks.
+    pub nodes: Vec<(NodeId, u32)>,
 }
 
 /// Why tasks of a demand still wait; [`crate::explain()`] says more.
@@ -41,10 +74,16 @@ pub struct Placement {
 pub enum Cause {
     /// The queue is not there.
     QueueMissing,
-    /// The queue's limit is reached.
+    /// The queue has no place in the tree: its parent is missing, or it is its own ancestor.
+    QueueDetached,
+    /// The limit of its queue, or of one above, is reached.
     QueueLimit,
     /// No node takes one more.
     NoFit,
+    /// Some node would take one more, but that would delay a reservation.
+    Reserved,
+    /// Another member of its gang could not be placed: position of that demand.
+    Gang(u32),
     /// The budget, or the number of placements allowed, ended before it was this demand's turn, or during it.
     Budget,
 }
@@ -65,8 +104,12 @@ pub struct Waiting {
 pub struct Outcome {
     /// In the order decided.
     pub placements: Vec<Placement>,
+    /// In the order decided.
+    pub evictions: Vec<Eviction>,
     /// In the order looked at.
     pub waiting: Vec<Waiting>,
+    /// In the order made.
+    pub reservations: Vec<Reservation>,
     /// Work units spent.
     pub units: u64,
 }
@@ -74,80 +117,151 @@ pub struct Outcome {
 /// Decides as many of the demands as the budget allows.
 pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Options) -> Outcome {
     cluster.sweep();
-    let mut outcome = Outcome::default();
-    let mut budget = Budget {
-        left: options.budget,
-        spent: 0,
+    let mut agenda = Agenda::new(cluster, demands, now);
+    let mut pass = Pass {
+        left: demands.iter().map(|d| d.count).collect(),
+        started: vec![false; demands.len()],
+        outcome: Outcome::default(),
+        budget: Budget {
+            left: options.budget,
+            spent: 0,
+        },
+        demands,
+        now,
+        options,
     };
-    for position in order::order(cluster, demands) {
-        let demand = &demands[position as usize];
-        let room = options
-            .placements
-            .saturating_sub(u32::try_from(outcome.placements.len()).unwrap_or(u32::MAX));
-        let (placed, cause) = decide(cluster, demand, now, room, &mut budget, |node, task| {
-            outcome.placements.push(Placement {
-                demand: position,
-                node,
-                task,
-            });
-        });
-        if placed < demand.count {
-            outcome.waiting.push(Waiting {
-                demand: position,
-                count: demand.count - placed,
-                cause,
-            });
-        }
+    while let Some(turn) = agenda.next(cluster) {
+        let unit = agenda.unit(turn.unit).clone();
+        let more = pass.turn(cluster, &unit, turn.most);
+        agenda.over(&turn, more);
     }
-    outcome.units = budget.spent;
-    outcome
+    pass.outcome.units = pass.budget.spent;
+    pass.outcome
 }
 
-fn decide(
-    cluster: &mut Cluster,
-    demand: &Demand,
+/// What a cycle keeps while it goes through its turns.
+struct Pass<'a> {
+    demands: &'a [Demand],
     now: Time,
-    room: u32,
-    budget: &mut Budget,
-    placed: impl FnMut(NodeId, TaskId),
-) -> (u32, Cause) {
-    if budget.left == 0 || room == 0 {
-        return (0, Cause::Budget);
+    options: Options,
+    budget: Budget,
+    /// Tasks not placed yet, per demand.
+    left: Vec<u32>,
+    /// Of gangs: the minimum is placed.
+    started: Vec<bool>,
+    outcome: Outcome,
+}
+
+impl Pass<'_> {
+    /// One turn of a unit; true if it may have another one.
+    fn turn(&mut self, cluster: &mut Cluster, unit: &Unit, most: u32) -> bool {
+        let first = unit.demands[0] as usize;
+        let whole = unit.gang != 0 && !self.started[first];
+        let room = self.room();
+        if self.budget.left == 0 || room == 0 {
+            return self.blocked(unit, |_| Cause::Budget);
+        }
+        if whole {
+            return self.start_gang(cluster, unit);
+        }
+        // The demands of a gang that has started, and single demands: as many as there is room for.
+        let mut most = most.min(room);
+        let mut open = false;
+        for position in &unit.demands {
+            let demand = &self.demands[*position as usize];
+            let want = self.left[*position as usize].min(most);
+            if want == 0 {
+                open |= self.left[*position as usize] > 0;
+                continue;
+            }
+            let mut attempt = Attempt::new(self.demands, self.now);
+            let answer = attempt.place(cluster, *position, want, &mut self.budget);
+            let placed = attempt.placements.len() as u32;
+            self.take(attempt);
+            most -= placed;
+            match answer {
+                Ok(()) => open |= self.left[*position as usize] > 0,
+                Err(cause) => {
+                    let count = std::mem::take(&mut self.left[*position as usize]);
+                    debug_assert!(count <= demand.count);
+                    self.outcome.waiting.push(crate::Waiting {
+                        demand: *position,
+                        count,
+                        cause,
+                    });
+                }
+            }
+        }
+        open
     }
-    budget.spend(1);
-    let queue = demand.queue.0;
-    let Some(spec) = &cluster.queues[queue as usize].spec else {
-        return (0, Cause::QueueMissing);
-    };
-    let policy = spec.policy;
-    let class = cluster.class(&demand.class);
-    let shape = cluster.classes.all[class as usize].shape;
-    let requests = &cluster.tasks.shapes.get(shape).requests;
-    let allowed = cluster.queues[queue as usize]
-        .head_room(requests)
-        .min(demand.count);
-    if allowed == 0 {
-        return (0, Cause::QueueLimit);
+
+    /// The minimum of every demand of a gang, or nothing.
+    fn start_gang(&mut self, cluster: &mut Cluster, unit: &Unit) -> bool {
+        let total: u64 = unit.demands.iter().map(|p| u64::from(self.min(*p))).sum();
+        let idle = self.outcome.placements.is_empty();
+        if total > u64::from(self.room()) && !idle {
+            return self.blocked(unit, |_| Cause::Budget);
+        }
+        // A gang that a whole cycle's budget does not suffice for would never start otherwise.
+        let mut budget = Budget {
+            left: if idle { u64::MAX } else { self.budget.left },
+            spent: 0,
+        };
+        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut failed = None;
+        for position in &unit.demands {
+            let min = self.min(*position);
+            if min == 0 {
+                continue;
+            }
+            if let Err(cause) = attempt.place(cluster, *position, min, &mut budget) {
+                failed = Some((*position, cause));
+                break;
+            }
+        }
+        self.budget.spend(budget.spent);
+        if let Some((at, cause)) = failed {
+            attempt.undo(cluster);
+            return self.blocked(unit, |p| if p == at { cause } else { Cause::Gang(at) });
+        }
+        self.take(attempt);
+        for position in &unit.demands {
+            self.started[*position as usize] = true;
+        }
+        // What is beyond the minimum comes in turns of its own, like any other work.
+        unit.demands.iter().any(|p| self.left[*p as usize] > 0)
     }
-    let wanted = allowed.min(room);
-    let run = cluster.tasks.runs.intern(demand.starts(now));
-    let ask = Ask {
-        class,
-        queue,
-        policy,
-        run,
-        count: wanted,
-    };
-    let count = place(cluster, ask, &[], budget, placed);
-    cluster.tasks.runs.drop_unused(run);
-    let cause = if count == wanted && wanted < allowed {
-        Cause::Budget
-    } else if count == allowed {
-        Cause::QueueLimit
-    } else if budget.left == 0 {
-        Cause::Budget
-    } else {
-        Cause::NoFit
-    };
-    (count, cause)
+
+    fn min(&self, position: u32) -> u32 {
+        let demand = &self.demands[position as usize];
+        demand.min.min(demand.count)
+    }
+
+    /// How many more tasks this cycle may place.
+    fn room(&self) -> u32 {
+        let placed = u32::try_from(self.outcome.placements.len()).unwrap_or(u32::MAX);
+        self.options.placements.saturating_sub(placed)
+    }
+
+    /// Everything that is left of the unit waits.
+    fn blocked(&mut self, unit: &Unit, cause: impl Fn(u32) -> Cause) -> bool {
+        for position in &unit.demands {
+            let count = std::mem::take(&mut self.left[*position as usize]);
+            if count > 0 {
+                self.outcome.waiting.push(Waiting {
+                    demand: *position,
+                    count,
+                    cause: cause(*position),
+                });
+            }
+        }
+        false
+    }
+
+    fn take(&mut self, attempt: Attempt<'_>) {
+        for placement in attempt.placements {
+            self.left[placement.demand as usize] -= 1;
+            self.outcome.placements.push(placement);
+        }
+    }
 }

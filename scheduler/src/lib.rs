@@ -17,6 +17,8 @@
 //! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
+mod agenda;
+mod attempt;
 pub mod check;
 mod classes;
 mod cluster;
@@ -31,7 +33,7 @@ pub mod score;
 mod spec;
 
 pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};
-pub use cycle::{Cause, Options, Outcome, Placement, Waiting, cycle};
+pub use cycle::{Cause, Eviction, Options, Outcome, Placement, Reservation, Waiting, cycle};
 pub use explain::{Blocker, Change, Explanation, explain};
 pub use spec::{
     Backfill, Class, ClassSpec, DEVICE, Demand, Effect, Expression, NEVER, NodeSpec, NodeTerm,

@@ -230,6 +230,9 @@ impl Pair {
                 Cause::QueueLimit => assert!(!self.model.queue_allows(&queue_name(*q), class)),
                 Cause::NoFit => assert!(!fits_somewhere, "{class:?} fits and waits"),
                 Cause::Budget => assert!(budget < u64::MAX),
+                Cause::QueueDetached | Cause::Reserved | Cause::Gang(_) => {
+                    panic!("{w:?}: there is none of that here")
+                }
             }
             if w.cause != Cause::Budget {
                 let demand = &demands[w.demand as usize];

@@ -183,3 +183,59 @@ fn a_task_of_a_vanished_node_is_charged_when_it_returns() {
     let placed = run(&mut c, &[(class(2, 2), 0, 0, 1), (class(1, 1), 0, 1, 1)]);
     assert_eq!(placed, vec![on(&[]), on(&[("a", 1)])]);
 }
+
+/// `members` of a gang, each of one class with its minimum.
+fn gang(c: &mut Cluster, gang: u64, members: &[(ClassSpec, u32, u32)]) -> Vec<Demand> {
+    let queue = c.queue("q");
+    let each = members.iter().enumerate();
+    each.map(|(i, (spec, count, min))| Demand {
+        gang,
+        min: *min,
+        ..Demand::new(
+            gang * 100 + i as u64,
+            Class::new(spec.clone()),
+            queue,
+            *count,
+        )
+    })
+    .collect()
+}
+
+#[test]
+fn a_gang_starts_whole_or_not_at_all() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8), ("b", 4, 8)]);
+    let small = (class(1, 0), 6, 6);
+    let large = (class(3, 0), 1, 1);
+    let demands = gang(&mut c, 7, &[small.clone(), large]);
+    let outcome = cycle(&mut c, &demands, 0, Options::default());
+    assert_eq!(outcome.placements, []);
+    assert_eq!(c.task_count(), 0, "a failed trial leaves nothing behind");
+    let causes: Vec<_> = outcome.waiting.iter().map(|w| w.cause).collect();
+    assert_eq!(causes, [Cause::Gang(1), Cause::NoFit]);
+    // What did fit on trial is free for others.
+    let whole = gang(&mut c, 8, &[small, (class(2, 0), 1, 1)]);
+    let outcome = cycle(&mut c, &whole, 0, Options::default());
+    assert_eq!(outcome.placements.len(), 7);
+    assert_eq!(check(&c), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_gang_has_beyond_its_minimum_follows_as_it_fits() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8)]);
+    let demands = gang(&mut c, 7, &[(class(1, 0), 10, 2)]);
+    let outcome = cycle(&mut c, &demands, 0, Options::default());
+    assert_eq!(outcome.placements.len(), 4);
+    assert_eq!(outcome.waiting[0].count, 6);
+}
+
+#[test]
+fn a_gang_larger_than_a_cycle_starts_when_its_turn_is_first() {
+    let mut c = cluster(Policy::BinPack, &[("a", 9, 9)]);
+    let small = Options {
+        budget: 3,
+        placements: 2,
+        ..Options::default()
+    };
+    let demands = gang(&mut c, 7, &[(class(1, 0), 9, 9)]);
+    assert_eq!(cycle(&mut c, &demands, 0, small).placements.len(), 9);
+}
