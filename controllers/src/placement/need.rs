@@ -107,10 +107,13 @@ pub fn queue(spec: &rota_api::QueueSpec) -> QueueSpec {
             .collect(),
         order: match spec.order {
             QueueOrder::Fifo => Order::Fifo,
-            QueueOrder::Priority => Order::Priority,
+            QueueOrder::Priority
+            | QueueOrder::ShortestJobFirst
+            | QueueOrder::ShortestRemainingTimeFirst
+            | QueueOrder::Fair => Order::Priority,
         },
         policy: match spec.placement {
-            Placement::BinPack => Policy::BinPack,
+            Placement::BinPack | Placement::Fragmentation => Policy::BinPack,
             Placement::Spread => Policy::Spread,
         },
         ..QueueSpec::default()

@@ -285,6 +285,7 @@ fn only(reason: WaitReason) -> WaitingFor {
     WaitingFor {
         reasons: vec![reason],
         smallest_change: None,
+        estimated_start: None,
     }
 }
 

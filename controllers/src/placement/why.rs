@@ -12,6 +12,7 @@ pub fn waiting_for(why: &Explanation, queue: &str) -> WaitingFor {
     WaitingFor {
         reasons: reasons.map(|b| reason(b, queue)).collect(),
         smallest_change: why.change.as_ref().map(|c| change(c, queue)),
+        estimated_start: None,
     }
 }
 
