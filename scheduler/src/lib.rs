@@ -17,10 +17,13 @@
 //! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
+#[allow(dead_code)]
+mod ahead;
 pub mod check;
 mod classes;
 mod cluster;
 mod cycle;
+pub mod estimate;
 mod explain;
 mod filter;
 mod index;
