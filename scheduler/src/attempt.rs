@@ -2,7 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::cycle::{Cause, Placement};
-use crate::place::{Ask, Budget, place};
+use crate::place::{Ask, Budget, Veto, fits_somewhere, place};
 use crate::spec::{Demand, Time};
 
 pub(crate) struct Attempt<'a> {
@@ -26,6 +26,7 @@ impl<'a> Attempt<'a> {
         cluster: &mut Cluster,
         position: u32,
         want: u32,
+        vetoes: &[&dyn Veto],
         budget: &mut Budget,
     ) -> Result<(), Cause> {
         budget.spend(1);
@@ -55,7 +56,7 @@ impl<'a> Attempt<'a> {
             count: allowed,
         };
         let placements = &mut self.placements;
-        let count = place(cluster, ask, &[], budget, |node, task| {
+        let count = place(cluster, ask, vetoes, budget, |node, task| {
             placements.push(Placement {
                 demand: position,
                 node,
@@ -70,6 +71,8 @@ impl<'a> Attempt<'a> {
             Err(Cause::QueueLimit)
         } else if budget.left == 0 {
             Err(Cause::Budget)
+        } else if !vetoes.is_empty() && fits_somewhere(cluster, class) {
+            Err(Cause::Reserved)
         } else {
             Err(Cause::NoFit)
         }
