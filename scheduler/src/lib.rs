@@ -24,6 +24,7 @@ mod classes;
 mod cluster;
 mod cycle;
 mod explain;
+mod fair;
 mod filter;
 mod index;
 mod intern;
