@@ -1,5 +1,6 @@
 //! Attempt: tasks placed on trial, which are kept or undone together.
 
+use crate::agenda::head_room;
 use crate::cluster::Cluster;
 use crate::cycle::{Cause, Placement};
 use crate::place::{Ask, Budget, Veto, fits_somewhere, place};
@@ -43,7 +44,7 @@ impl<'a> Attempt<'a> {
         let class = cluster.class(&demand.class);
         let shape = cluster.classes.all[class as usize].shape;
         let requests = &cluster.tasks.shapes.get(shape).requests;
-        let allowed = cluster.queues[queue as usize].head_room(requests).min(want);
+        let (allowed, _) = head_room(cluster, queue, requests, want);
         if allowed == 0 {
             return Err(Cause::QueueLimit);
         }

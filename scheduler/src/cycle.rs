@@ -120,6 +120,7 @@ pub struct Outcome {
 
 /// Decides as many of the demands as the budget allows.
 pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Options) -> Outcome {
+    cluster.advance(now);
     cluster.sweep();
     let mut agenda = Agenda::new(cluster, demands, now);
     let mut pass = Pass {

@@ -26,6 +26,7 @@ mod cluster;
 mod cycle;
 pub mod estimate;
 mod explain;
+mod fair;
 mod filter;
 mod index;
 mod intern;

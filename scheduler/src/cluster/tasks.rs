@@ -155,14 +155,14 @@ impl Cluster {
             return false;
         }
         task.leaving = leaving;
-        let (node, queue, shape) = (task.node, task.queue, task.shape);
+        let (node, queue, shape, run) = (task.node, task.queue, task.shape, task.run);
         let start = node as usize * self.stride;
         let sign = if leaving { 1 } else { -1 };
         for (r, amount) in &self.tasks.shapes.get(shape).requests {
             self.leaving[start + *r as usize] += sign * i128::from(*amount);
         }
         let count = if leaving { -1 } else { 1 };
-        self.charge(queue, shape, count);
+        self.charge(queue, shape, run, count);
         self.charge_leaving(queue, shape, -count);
         true
     }
@@ -195,6 +195,11 @@ impl Cluster {
         let new = self.tasks.runs.intern(run);
         self.tasks.runs.keep(new, 1);
         let old = std::mem::replace(&mut task.run, new);
+        let (queue, shape, stays) = (task.queue, task.shape, !task.leaving);
+        if stays && self.tasks.runs.get(old).owner != run.owner {
+            self.charge(queue, shape, old, -1);
+            self.charge(queue, shape, new, 1);
+        }
         let old_gang = self.tasks.runs.get(old).gang;
         self.tasks.runs.drop_one(old);
         if old_gang != run.gang {
@@ -244,7 +249,7 @@ impl Cluster {
         if leaving {
             self.charge_leaving(queue, shape_id, -1);
         } else {
-            self.charge(queue, shape_id, -1);
+            self.charge(queue, shape_id, run, -1);
         }
         let gang = self.tasks.runs.get(run).gang;
         self.tasks.leave_gang(gang, id.slot);
@@ -293,7 +298,7 @@ impl Cluster {
         for port in &shape.ports {
             *self.ports.entry((node, *port)).or_insert(0) += count;
         }
-        self.charge(queue, shape_id, i64::from(count));
+        self.charge(queue, shape_id, run, i64::from(count));
         self.tasks.shapes.keep(shape_id, count);
         self.tasks.runs.keep(run, count);
         let gang = self.tasks.runs.get(run).gang;
