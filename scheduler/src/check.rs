@@ -12,6 +12,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
     let stride = cluster.stride;
     let mut used = vec![0i128; cluster.nodes.len() * stride];
     let mut leaving = vec![0i128; cluster.nodes.len() * stride];
+    let mut queue_leaving = vec![vec![0i128; stride]; cluster.queues.len()];
     let mut queue_own = vec![vec![0i128; stride]; cluster.queues.len()];
     let mut running = vec![0u64; cluster.queues.len()];
     let mut gangs: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
@@ -36,6 +37,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
                 used[n * stride + *r as usize] += i128::from(*amount);
                 if task.leaving {
                     leaving[n * stride + *r as usize] += i128::from(*amount);
+                    queue_leaving[task.queue as usize][*r as usize] += i128::from(*amount);
                 } else {
                     queue_own[task.queue as usize][*r as usize] += i128::from(*amount);
                 }
@@ -93,6 +95,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
     }
     for (q, queue) in cluster.queues.iter().enumerate() {
         let mut used = queue_own[q].clone();
+        let mut going = queue_leaving[q].clone();
         let mut all = running[q];
         for below in (0..cluster.queues.len()).filter(|below| *below != q) {
             let mut at = cluster.queues[below].parent;
@@ -104,11 +107,16 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
                 for (sum, amount) in used.iter_mut().zip(&queue_own[below]) {
                     *sum += amount;
                 }
+                for (sum, amount) in going.iter_mut().zip(&queue_leaving[below]) {
+                    *sum += amount;
+                }
             }
         }
         if queue.own != queue_own[q]
             || queue.own_running != running[q]
             || queue.used != used
+            || queue.own_leaving != queue_leaving[q]
+            || queue.leaving != going
             || queue.running != all
         {
             wrong.push(format!(

@@ -19,10 +19,13 @@
 
 mod agenda;
 mod attempt;
+#[allow(dead_code)]
+mod ahead;
 pub mod check;
 mod classes;
 mod cluster;
 mod cycle;
+pub mod estimate;
 mod explain;
 mod filter;
 mod index;

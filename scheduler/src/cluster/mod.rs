@@ -3,6 +3,7 @@
 //! All changes are incremental: a task or a node that changes moves one node to another state.
 //! What a trial has placed is undone by releasing it; an overlay is a clone.
 
+mod leaving;
 pub(crate) mod profiles;
 mod queues;
 pub(crate) mod states;

@@ -234,15 +234,27 @@ impl Cluster {
         for (r, amount) in &self.tasks.shapes.get(shape).requests {
             self.leaving[start + *r as usize] += sign * i128::from(*amount);
         }
-        self.charge(queue, shape, if leaving { -1 } else { 1 });
+        let count = if leaving { -1 } else { 1 };
+        self.charge(queue, shape, count);
+        self.charge_leaving(queue, shape, -count);
         true
+    }
+
+    pub(crate) fn task(&self, id: TaskId) -> Option<&Task> {
+        let task = self.tasks.slots.get(id.slot as usize)?;
+        (task.generation == id.generation && task.node != NONE).then_some(task)
     }
 
     /// What is known of a task, while it holds something.
     pub fn run_of(&self, id: TaskId) -> Option<&Run> {
-        let task = self.tasks.slots.get(id.slot as usize)?;
-        (task.generation == id.generation && task.node != NONE)
-            .then(|| self.tasks.runs.get(task.run))
+        Some(self.tasks.runs.get(self.task(id)?.run))
+    }
+
+    /// What a task holds, by resource, while it holds something.
+    pub fn held_by(&self, id: TaskId) -> impl Iterator<Item = (&str, i64)> {
+        let task = self.task(id).into_iter();
+        let requests = task.flat_map(|t| &self.tasks.shapes.get(t.shape).requests);
+        requests.map(|(r, amount)| (self.resources.name(*r).as_ref(), *amount))
     }
 
     /// Tells anew what is known of a task (a later end, a checkpoint).
@@ -306,7 +318,9 @@ impl Cluster {
                 }
             }
         }
-        if !leaving {
+        if leaving {
+            self.charge_leaving(queue, shape_id, -1);
+        } else {
             self.charge(queue, shape_id, -1);
         }
         let gang = self.tasks.runs.get(run).gang;
