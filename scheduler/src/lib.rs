@@ -18,9 +18,9 @@
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
 mod agenda;
-mod attempt;
 #[allow(dead_code)]
 mod ahead;
+mod attempt;
 pub mod check;
 mod classes;
 mod cluster;

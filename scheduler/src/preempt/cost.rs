@@ -22,12 +22,12 @@ pub(crate) enum Weigh {
     Number,
 }
 
-/// Work that an eviction now throws away: since the last checkpoint, or since the start without any.
+/// Work that an eviction now throws away: what came after the last checkpoint, or all of it.
 ///
-/// The real loss and not, say, a median over tasks: it is what the cluster pays. A caller that does not
-/// want tasks without checkpoints to be safer than those with them tells a later [`Run::saved`].
+/// The real loss and not, say, a median over tasks: it is what the cluster pays. A caller that does
+/// not want tasks without checkpoints to be safer than those with them tells a shorter one.
 pub(crate) fn lost(run: &Run, now: Time) -> Time {
-    now.saturating_sub(run.saved).clamp(0, LOST_MAX)
+    run.lost(now).clamp(0, LOST_MAX)
 }
 
 /// (lost work + [`RESTART`]) × the task's largest part of what all nodes have, in millionths, at

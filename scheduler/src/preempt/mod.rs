@@ -5,8 +5,9 @@
 //! in the same decision. Room that is free, and room of tasks that leave already, is used first:
 //! nobody is evicted twice for the same space.
 //!
-//! Files: `rank` says who may be evicted by whom, `cost` what that loses, `cover` picks among the
-//! tasks of one node, `search` picks nodes and undoes what it tried.
+//! Files: `rank` says who may be evicted by whom, `cost` what that loses, `cover` picks the cheapest
+//! among those who together suffice, `on_node` and `limits` say for what, `search` picks nodes and
+//! undoes what it tried.
 //!
 //! **Never a cycle.** Inside a queue a task is only evicted by one that comes before it by the
 //! queue's own order (priority; or priority and then shorter remaining time, by more than what the
@@ -22,6 +23,8 @@
 
 mod cost;
 mod cover;
+mod limits;
+mod on_node;
 mod rank;
 mod search;
 #[cfg(test)]
