@@ -66,6 +66,26 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
     if leaving != cluster.leaving {
         wrong.push("what leaves a node is not the sum of its tasks that leave".into());
     }
+    let mut evictable: BTreeMap<(u32, i32), BTreeSet<u32>> = BTreeMap::new();
+    let mut on_the_way_out = BTreeSet::new();
+    for slot in &seen {
+        let task = &cluster.tasks.slots[*slot as usize];
+        let run = cluster.tasks.runs.get(task.run);
+        if task.leaving {
+            on_the_way_out.insert(*slot);
+        } else if run.preemptible {
+            let list = evictable.entry((task.queue, run.priority)).or_default();
+            list.insert(*slot);
+        }
+    }
+    let lists = &cluster.tasks.listed;
+    let listed = lists.evictable.iter();
+    let listed: BTreeMap<_, BTreeSet<u32>> = listed
+        .map(|(key, slots)| (*key, slots.iter().copied().collect()))
+        .collect();
+    if evictable != listed || on_the_way_out != lists.leaving.iter().copied().collect() {
+        wrong.push("the lists of who may be evicted, or leaves, are not what the tasks say".into());
+    }
     let listed = cluster.tasks.gangs.iter();
     let listed: BTreeMap<u64, BTreeSet<u32>> = listed
         .map(|(gang, members)| (*gang, members.iter().copied().collect()))

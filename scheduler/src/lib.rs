@@ -32,6 +32,8 @@ mod index;
 mod intern;
 mod order;
 mod place;
+#[allow(dead_code)]
+mod preempt;
 pub mod score;
 mod spec;
 
