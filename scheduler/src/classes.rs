@@ -6,7 +6,7 @@
 use fixedbitset::FixedBitSet;
 
 use crate::cluster::profiles::{Profile, Profiles};
-use crate::filter;
+use crate::filter::{self, Wants};
 use crate::index::Index;
 use crate::intern::FxMap;
 use crate::spec::{Class, Policy};
@@ -23,12 +23,14 @@ pub(crate) struct Shape {
 pub(crate) struct ClassEntry {
     pub class: Class,
     pub shape: u32,
-    /// Label pairs asked for, sorted.
-    pub pairs: Box<[u32]>,
+    /// What it asks of node labels.
+    pub wants: Wants,
     /// Per profile: may be placed there, as far as labels, taints, cordon and readiness go.
     pub suits: FixedBitSet,
     /// Per profile: has a taint with PreferNoSchedule that is not tolerated.
     pub shuns: FixedBitSet,
+    /// Per profile: the sum of the preferences it meets. Empty for classes that have none.
+    preference: Vec<i32>,
     /// Profiles looked at so far.
     seen: usize,
     /// Demands of this class met so far: the second one makes an index worth its cost.
@@ -37,12 +39,12 @@ pub(crate) struct ClassEntry {
 }
 
 impl ClassEntry {
-    pub fn new(class: Class, shape: u32, mut pairs: Vec<u32>) -> Self {
-        pairs.sort_unstable();
+    pub fn new(class: Class, shape: u32, wants: Wants) -> Self {
         ClassEntry {
             class,
             shape,
-            pairs: pairs.into(),
+            wants,
+            preference: Vec::new(),
             suits: FixedBitSet::new(),
             shuns: FixedBitSet::new(),
             seen: 0,
@@ -62,10 +64,18 @@ impl ClassEntry {
         for (i, profile) in all.iter().enumerate().skip(self.seen) {
             let tolerations = &self.class.spec().tolerations;
             self.suits
-                .set(i, filter::suits(&self.pairs, tolerations, profile));
+                .set(i, filter::suits(&self.wants, tolerations, profile));
             self.shuns.set(i, filter::shuns(tolerations, profile));
+            if !self.wants.preferred.is_empty() {
+                self.preference.push(self.wants.preference(profile));
+            }
         }
         self.seen = all.len();
+    }
+
+    /// What the class prefers of a profile, within ±[`filter::PREFERENCE_MAX`].
+    pub fn preference(&self, profile: usize) -> i64 {
+        self.preference.get(profile).map_or(0, |p| i64::from(*p))
     }
 }
 

@@ -45,6 +45,11 @@ pub enum Blocker {
         /// How many.
         nodes: u32,
     },
+    /// Nodes whose labels meet none of the class's required terms.
+    NodeAffinityMismatch {
+        /// How many.
+        nodes: u32,
+    },
     /// Nodes that would do, but have too little free now.
     InsufficientResource {
         /// Resource.
@@ -83,6 +88,11 @@ pub enum Change {
         key: String,
         /// Label value.
         value: String,
+        /// Nodes that would do.
+        nodes: u32,
+    },
+    /// Require nothing of node labels beyond the selector; this many nodes would then take a task.
+    DropNodeAffinity {
         /// Nodes that would do.
         nodes: u32,
     },
@@ -185,6 +195,7 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         return NodesAnswer::default();
     }
     let (mut not_ready, mut cordoned, mut mismatch, mut port_taken, mut fitting) = (0, 0, 0, 0, 0);
+    let (mut unaffine, mut only_unaffine) = (0, 0);
     let mut taints: Vec<(Taint, u32)> = Vec::new();
     let mut short = vec![(0u32, i64::MIN); requests.len()];
     let mut by_pair = vec![0u32; spec.node_selector.len()];
@@ -200,9 +211,10 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         let free = states.free_of(*state);
         let fits = filter::fits(free, requests);
         let missing: Vec<u32> = entry
+            .wants
             .pairs
             .iter()
-            .filter(|p| profile.pairs.binary_search(p).is_err())
+            .filter(|p| profile.atoms.binary_search(p).is_err())
             .copied()
             .collect();
         let blocking: Vec<&Taint> = profile
@@ -216,11 +228,17 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         not_ready += if profile.ready { 0 } else { nodes };
         cordoned += if profile.unschedulable { nodes } else { 0 };
         mismatch += if missing.is_empty() { 0 } else { nodes };
+        let affine = entry.wants.required_hold(profile);
+        unaffine += if affine { 0 } else { nodes };
         for taint in &blocking {
             add(&mut taints, taint, nodes);
         }
         let open = profile.ready && !profile.unschedulable;
         match (missing.len(), blocking.len()) {
+            (0, 0) if !affine => {
+                only_unaffine += if open && fits { nodes } else { 0 };
+            }
+            _ if !affine => {}
             (0, 0) => {
                 candidates = true;
                 could_hold |= filter::fits(&profile.capacity, requests);
@@ -283,6 +301,9 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     if mismatch > 0 {
         blockers.push(Blocker::NodeSelectorMismatch { nodes: mismatch });
     }
+    if unaffine > 0 {
+        blockers.push(Blocker::NodeAffinityMismatch { nodes: unaffine });
+    }
     taints.sort();
     for (taint, nodes) in taints {
         blockers.push(Blocker::TaintNotTolerated { taint, nodes });
@@ -315,6 +336,11 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
             nodes: *nodes,
         })
     };
+    let drop_affinity = || {
+        (only_unaffine > 0).then_some(Change::DropNodeAffinity {
+            nodes: only_unaffine,
+        })
+    };
     let tolerate = || {
         let (taint, nodes) = by_taint.iter().max_by_key(|(_, nodes)| *nodes)?;
         Some(Change::Tolerate {
@@ -327,6 +353,7 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     } else {
         lower(&nearest, false)
             .or_else(drop_selector)
+            .or_else(drop_affinity)
             .or_else(tolerate)
     };
     NodesAnswer {

@@ -5,13 +5,19 @@ use crate::classes::{ClassEntry, Shape};
 use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::filter::{fits, how_many};
+use crate::filter::{PREFERENCE_MAX, fits, how_many};
 use crate::index::Index;
 use crate::score::{self, Fill, Score, StateView};
 use crate::spec::Policy;
 
-/// Taken off the score of a state whose nodes should be tried last; more than any policy's score.
-const SHUN: i64 = 1 << 50;
+/// Policies' scores are kept within ± this, so that what the class itself says ranks before them.
+const SCORE_MAX: i64 = (1 << 38) - 1;
+/// One step of preference: more than policies' scores can differ.
+const PREFER: i64 = 2 * (SCORE_MAX + 1);
+/// Taken off the score of a state whose nodes should be tried last: more than preferences and
+/// scores can differ together. (Their sum stays within an i64: checked here.)
+const SHUN: i64 = 1 << 62;
+const _: () = assert!(PREFER * (2 * PREFERENCE_MAX + 1) < SHUN);
 /// Demands of at most this many tasks, the first time their class is met, are placed by a plain
 /// scan: building an index only pays when the class comes again.
 const SCAN_TASKS_MAX: u32 = 2;
@@ -213,8 +219,9 @@ impl<'a> Rater<'a> {
             },
             self.requests,
         );
+        let score = score.clamp(-SCORE_MAX, SCORE_MAX) + PREFER * self.entry.preference(profile);
         Some(if self.entry.shuns.contains(profile) {
-            score.saturating_sub(SHUN)
+            score - SHUN
         } else {
             score
         })

@@ -75,6 +75,11 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
             *nodes,
             format!("{} not the labels of nodeSelector", have(*nodes)),
         ),
+        Blocker::NodeAffinityMismatch { nodes } => nodes_of(
+            "NodeAffinityMismatch",
+            *nodes,
+            format!("{} not the labels that node affinity requires", have(*nodes)),
+        ),
         Blocker::InsufficientResource {
             resource,
             nodes,
@@ -131,6 +136,10 @@ fn change(change: &Change, queue: &str) -> String {
         Change::Lower(cuts) => format!("lower {}", list(cuts)),
         Change::DropSelector { key, value, nodes } => format!(
             "remove {key}={value} from nodeSelector ({} room then)",
+            have(*nodes)
+        ),
+        Change::DropNodeAffinity { nodes } => format!(
+            "remove the required node affinity ({} room then)",
             have(*nodes)
         ),
         Change::Tolerate { taint, nodes } => {

@@ -19,9 +19,10 @@ use self::queues::Queue;
 use self::states::{NONE, States};
 use self::tasks::Tasks;
 use crate::classes::{ClassEntry, Classes, Shape};
+use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
-use crate::spec::{Class, NodeSpec};
+use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator};
 
 /// Resources that the flat arrays have room for at first; doubled when more are named.
 const STRIDE_FIRST: usize = 8;
@@ -287,6 +288,12 @@ impl Cluster {
             }
         }
         let profile = self.profiles.of(&self.nodes[n].spec, capacity.into());
+        self.set_profile(id, profile);
+    }
+
+    /// Moves a node to a profile, and so to another state.
+    fn set_profile(&mut self, id: u32, profile: u32) {
+        let n = id as usize;
         let old = std::mem::replace(&mut self.nodes[n].profile, profile);
         if old != NONE {
             self.count_out(old);
@@ -333,22 +340,78 @@ impl Cluster {
         }
         let shape = self.shape(class);
         self.tasks.shapes.keep(shape, 1);
-        let mut pairs = Vec::new();
-        for (key, value) in &class.spec().node_selector {
-            let (pair, new) = self.profiles.ask(key, value);
-            pairs.push(pair);
-            if new {
-                for node in self.profiles.carriers(key, value) {
-                    self.profile_again(node);
-                }
-            }
-        }
+        let wants = self.wants(class.spec());
         let id = self.classes.all.len() as u32;
         self.classes
             .all
-            .push(ClassEntry::new(class.clone(), shape, pairs));
+            .push(ClassEntry::new(class.clone(), shape, wants));
         self.classes.ids.insert(class.clone(), id);
         id
+    }
+
+    /// What a class asks of node labels; nodes that meet a new atom move to other profiles.
+    fn wants(&mut self, spec: &ClassSpec) -> Wants {
+        let mut pairs = Vec::new();
+        for (key, value) in &spec.node_selector {
+            let (atom, new) = self.profiles.ask(key, value);
+            pairs.push(atom);
+            if new {
+                let nodes = self.profiles.carriers(key, value);
+                self.meet(nodes, atom);
+            }
+        }
+        pairs.sort_unstable();
+        Wants {
+            pairs: pairs.into(),
+            required: spec.required.iter().map(|t| self.term(t)).collect(),
+            preferred: spec
+                .preferred
+                .iter()
+                .map(|(weight, t)| (*weight, self.term(t)))
+                .collect(),
+        }
+    }
+
+    fn term(&mut self, term: &NodeTerm) -> Box<[u32]> {
+        let mut atoms = Vec::with_capacity(term.len());
+        for expression in term {
+            let (atom, new) = self.profiles.ask_expression(expression);
+            atoms.push(atom);
+            if new {
+                let nodes = self.nodes_that_meet(expression);
+                self.meet(nodes, atom);
+            }
+        }
+        atoms.into()
+    }
+
+    /// Nodes of whose labels an expression holds, in a fixed order.
+    fn nodes_that_meet(&self, expression: &Expression) -> Vec<u32> {
+        if expression.operator == Operator::In {
+            let values = expression.values.iter();
+            let mut nodes: Vec<u32> = values
+                .flat_map(|value| self.profiles.carriers(&expression.key, value))
+                .collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            return nodes;
+        }
+        let holds = |n: &u32| {
+            let node = &self.nodes[*n as usize];
+            node.present && expression.holds(&node.spec.labels)
+        };
+        (0..self.nodes.len() as u32).filter(holds).collect()
+    }
+
+    fn meet(&mut self, nodes: Vec<u32>, atom: u32) {
+        let mut moves: FxMap<u32, u32> = FxMap::default();
+        for node in nodes {
+            let old = self.nodes[node as usize].profile;
+            let new = *moves
+                .entry(old)
+                .or_insert_with(|| self.profiles.with(old, atom));
+            self.set_profile(node, new);
+        }
     }
 
     fn shape(&mut self, class: &Class) -> u32 {
