@@ -130,7 +130,7 @@ fn decide(
         return (0, Cause::QueueLimit);
     }
     let wanted = allowed.min(room);
-    let run = cluster.tasks.runs.intern(demand.starts(now));
+    let (run, _) = cluster.tasks.runs.intern(demand.starts(now));
     let ask = Ask {
         class,
         queue,

@@ -28,6 +28,7 @@ mod intern;
 mod order;
 mod place;
 pub mod score;
+mod side;
 mod spec;
 
 pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};

@@ -17,11 +17,12 @@ pub use tasks::TaskId;
 use self::profiles::Profiles;
 use self::queues::Queue;
 use self::states::{NONE, States};
-use self::tasks::Tasks;
+pub(crate) use self::tasks::Tasks;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
+use crate::side::Side;
 use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator};
 
 /// Resources that the flat arrays have room for at first; doubled when more are named.
@@ -70,6 +71,7 @@ pub struct Cluster {
     queue_ids: HashMap<Arc<str>, u32>,
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
+    pub(crate) side: Side,
 }
 
 impl Default for Cluster {
@@ -98,6 +100,7 @@ impl Cluster {
             queues: Vec::new(),
             queue_ids: HashMap::new(),
             ports: FxMap::default(),
+            side: Side::default(),
         }
     }
 
@@ -122,6 +125,7 @@ impl Cluster {
         node.spec = spec;
         node.present = true;
         self.profile_again(id);
+        self.settle(id);
         NodeId(id)
     }
 
@@ -140,6 +144,7 @@ impl Cluster {
         self.profiles.drop_labels(id, &spec.labels);
         self.count_out(profile);
         self.states.detach(id);
+        self.settle(id);
         self.forget_if_unused(id);
         true
     }
@@ -267,6 +272,7 @@ impl Cluster {
     pub(crate) fn drop_indexes(&mut self) {
         for class in &mut self.classes.all {
             class.indexes.clear();
+            class.parked.clear();
         }
     }
 
@@ -331,6 +337,9 @@ impl Cluster {
         let free = &*free;
         self.states
             .attach(id, node.profile, free, || leftover(magnitude, free));
+        if self.states.count[self.states.of_node[id as usize] as usize] > 1 {
+            self.side.joined(id);
+        }
     }
 
     /// Number of a class; new ones learn their shape, labels and profiles.
@@ -341,10 +350,11 @@ impl Cluster {
         let shape = self.shape(class);
         self.tasks.shapes.keep(shape, 1);
         let wants = self.wants(class.spec());
+        let own = self.own_terms(class.spec());
         let id = self.classes.all.len() as u32;
         self.classes
             .all
-            .push(ClassEntry::new(class.clone(), shape, wants));
+            .push(ClassEntry::new(class.clone(), shape, wants, own));
         self.classes.ids.insert(class.clone(), id);
         id
     }
@@ -421,11 +431,24 @@ impl Cluster {
             .iter()
             .map(|(name, amount)| (self.resource(name), *amount))
             .collect();
+        let tag = self.tag(spec);
         let shape = Shape {
             requests,
             ports: spec.ports.as_slice().into(),
+            tag,
         };
-        self.tasks.shapes.intern(shape)
+        let (id, new) = self.tasks.shapes.intern(shape);
+        if new {
+            self.side.keep_tag(tag);
+        }
+        id
+    }
+
+    /// One user less of a shape; with the last one goes what it counted for.
+    fn drop_shape(&mut self, id: u32) {
+        if let Some(shape) = self.tasks.shapes.drop_one(id) {
+            self.side.drop_tag(shape.tag);
+        }
     }
 
     /// Drops caches that have grown beyond their bounds. Called between cycles.
@@ -433,7 +456,8 @@ impl Cluster {
         let profiles_max = 2 * self.profiles.live() + 1024;
         if self.classes.all.len() > CLASSES_MAX || self.profiles.all.len() > profiles_max {
             for class in std::mem::take(&mut self.classes).all {
-                self.tasks.shapes.drop_one(class.shape);
+                self.drop_own_terms(&class.own);
+                self.drop_shape(class.shape);
             }
             self.total.fill(0);
             self.profiles.forget();
