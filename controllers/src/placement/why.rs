@@ -78,7 +78,10 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
         Blocker::NodeAffinityMismatch { nodes } => nodes_of(
             "NodeAffinityMismatch",
             *nodes,
-            format!("{} not the labels that node affinity requires", have(*nodes)),
+            format!(
+                "{} not the labels that node affinity requires",
+                have(*nodes)
+            ),
         ),
         Blocker::InsufficientResource {
             resource,
@@ -102,6 +105,27 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
             "PortInUse",
             *nodes,
             format!("{} a fixed port in use already", have(*nodes)),
+        ),
+        Blocker::Affinity { nodes } => nodes_of(
+            "Affinity",
+            *nodes,
+            format!("{} no task near that this one must be with", have(*nodes)),
+        ),
+        Blocker::AntiAffinity { nodes } => nodes_of(
+            "AntiAffinity",
+            *nodes,
+            format!(
+                "{} a task near that must be kept apart from this one",
+                have(*nodes)
+            ),
+        ),
+        Blocker::SpreadSkew { nodes } => nodes_of(
+            "SpreadSkew",
+            *nodes,
+            format!(
+                "{} more tasks near than the allowed skew over the emptiest part",
+                have(*nodes)
+            ),
         ),
         Blocker::NeverFits {
             resource,

@@ -100,9 +100,3 @@ pub(crate) struct Terms {
     /// Terms per namespace that may match tasks without a label.
     pub loose: FxMap<String, u32>,
 }
-
-impl Terms {
-    pub fn used(&self) -> impl Iterator<Item = &Term> {
-        self.all.iter().filter(|t| t.users > 0)
-    }
-}

@@ -3,4 +3,5 @@
 
 mod model;
 mod random;
+mod side;
 mod stories;

@@ -337,6 +337,9 @@ impl Pair {
                     };
                     assert_eq!(*nodes, count(&taken));
                 }
+                Blocker::Affinity { .. }
+                | Blocker::AntiAffinity { .. }
+                | Blocker::SpreadSkew { .. } => panic!("nothing has such rules here"),
                 Blocker::NeverFits { .. } => {
                     let mut empty = m.clone();
                     empty.tasks.clear();
