@@ -165,6 +165,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
             cluster.node_count()
         ));
     }
+    crate::side::check::check(cluster, &mut wrong);
     wrong
 }
 

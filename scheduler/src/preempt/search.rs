@@ -102,7 +102,7 @@ impl<'a> Search<'a> {
         entry.learn(&cluster.profiles);
         let shape_id = entry.shape;
         let shape = cluster.tasks.shapes.get(shape_id).clone();
-        let run = cluster.tasks.runs.intern(want.demand.starts(now));
+        let (run, _) = cluster.tasks.runs.intern(want.demand.starts(now));
         cluster.tasks.runs.keep(run, 1);
         Search {
             cluster,

@@ -4,4 +4,5 @@
 mod fair;
 mod model;
 mod random;
+mod side;
 mod stories;
