@@ -12,5 +12,7 @@
 pub(crate) mod bulk;
 pub(crate) mod limits;
 pub(crate) mod past;
+pub(crate) mod reclaim;
 pub(crate) mod share;
+pub(crate) mod standing;
 pub(crate) mod tree;
