@@ -12,6 +12,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
     let stride = cluster.stride;
     let mut used = vec![0i128; cluster.nodes.len() * stride];
     let mut leaving = vec![0i128; cluster.nodes.len() * stride];
+    let mut queue_leaving = vec![vec![0i128; stride]; cluster.queues.len()];
     let mut queue_own = vec![vec![0i128; stride]; cluster.queues.len()];
     let mut running = vec![0u64; cluster.queues.len()];
     let mut gangs: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
@@ -36,6 +37,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
                 used[n * stride + *r as usize] += i128::from(*amount);
                 if task.leaving {
                     leaving[n * stride + *r as usize] += i128::from(*amount);
+                    queue_leaving[task.queue as usize][*r as usize] += i128::from(*amount);
                 } else {
                     queue_own[task.queue as usize][*r as usize] += i128::from(*amount);
                 }
@@ -64,6 +66,26 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
     if leaving != cluster.leaving {
         wrong.push("what leaves a node is not the sum of its tasks that leave".into());
     }
+    let mut evictable: BTreeMap<(u32, i32), BTreeSet<u32>> = BTreeMap::new();
+    let mut on_the_way_out = BTreeSet::new();
+    for slot in &seen {
+        let task = &cluster.tasks.slots[*slot as usize];
+        let run = cluster.tasks.runs.get(task.run);
+        if task.leaving {
+            on_the_way_out.insert(*slot);
+        } else if run.preemptible {
+            let list = evictable.entry((task.queue, run.priority)).or_default();
+            list.insert(*slot);
+        }
+    }
+    let lists = &cluster.tasks.listed;
+    let listed = lists.evictable.iter();
+    let listed: BTreeMap<_, BTreeSet<u32>> = listed
+        .map(|(key, slots)| (*key, slots.iter().copied().collect()))
+        .collect();
+    if evictable != listed || on_the_way_out != lists.leaving.iter().copied().collect() {
+        wrong.push("the lists of who may be evicted, or leaves, are not what the tasks say".into());
+    }
     let listed = cluster.tasks.gangs.iter();
     let listed: BTreeMap<u64, BTreeSet<u32>> = listed
         .map(|(gang, members)| (*gang, members.iter().copied().collect()))
@@ -73,6 +95,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
     }
     for (q, queue) in cluster.queues.iter().enumerate() {
         let mut used = queue_own[q].clone();
+        let mut going = queue_leaving[q].clone();
         let mut all = running[q];
         for below in (0..cluster.queues.len()).filter(|below| *below != q) {
             let mut at = cluster.queues[below].parent;
@@ -84,11 +107,16 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
                 for (sum, amount) in used.iter_mut().zip(&queue_own[below]) {
                     *sum += amount;
                 }
+                for (sum, amount) in going.iter_mut().zip(&queue_leaving[below]) {
+                    *sum += amount;
+                }
             }
         }
         if queue.own != queue_own[q]
             || queue.own_running != running[q]
             || queue.used != used
+            || queue.own_leaving != queue_leaving[q]
+            || queue.leaving != going
             || queue.running != all
         {
             wrong.push(format!(

@@ -4,10 +4,14 @@
 //! disagree: there is no second decision.
 
 use crate::agenda::{Agenda, Unit};
+use crate::ahead::{Ahead, Need};
 use crate::attempt::Attempt;
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::place::Budget;
-use crate::spec::{Demand, Time};
+use crate::place::{Budget, Veto};
+use crate::spec::{Backfill, Demand, Time};
+
+/// Reservations of one cycle at most; under conservative backfill each costs a look at the nodes.
+const RESERVATIONS_MAX: usize = 1000;
 
 /// How much a cycle may do.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +131,7 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
             left: options.budget,
             spent: 0,
         },
+        ahead: Ahead::new(now),
         demands,
         now,
         options,
@@ -150,10 +155,11 @@ struct Pass<'a> {
     left: Vec<u32>,
     /// Of gangs: the minimum is placed.
     started: Vec<bool>,
+    ahead: Ahead,
     outcome: Outcome,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
     /// One turn of a unit; true if it may have another one.
     fn turn(&mut self, cluster: &mut Cluster, unit: &Unit, most: u32) -> bool {
         let first = unit.demands[0] as usize;
@@ -169,27 +175,29 @@ impl Pass<'_> {
         let mut most = most.min(room);
         let mut open = false;
         for position in &unit.demands {
-            let demand = &self.demands[*position as usize];
             let want = self.left[*position as usize].min(most);
             if want == 0 {
                 open |= self.left[*position as usize] > 0;
                 continue;
             }
-            let mut attempt = Attempt::new(self.demands, self.now);
-            let answer = attempt.place(cluster, *position, want, &mut self.budget);
+            let (attempt, answer) = self.attempt(cluster, &[(*position, want)], None);
             let placed = attempt.placements.len() as u32;
             self.take(attempt);
             most -= placed;
             match answer {
                 Ok(()) => open |= self.left[*position as usize] > 0,
-                Err(cause) => {
+                Err((_, cause)) => {
+                    self.push_aside(cluster, *position, want - placed, cause);
+                    if self.left[*position as usize] == 0 {
+                        continue;
+                    }
                     let count = std::mem::take(&mut self.left[*position as usize]);
-                    debug_assert!(count <= demand.count);
-                    self.outcome.waiting.push(crate::Waiting {
+                    self.outcome.waiting.push(Waiting {
                         demand: *position,
                         count,
                         cause,
                     });
+                    self.reserve(cluster, &[(*position, 1)], cause);
                 }
             }
         }
@@ -203,34 +211,206 @@ impl Pass<'_> {
         if total > u64::from(self.room()) && !idle {
             return self.blocked(unit, |_| Cause::Budget);
         }
+        let wants: Vec<(u32, u32)> = unit
+            .demands
+            .iter()
+            .map(|position| (*position, self.min(*position)))
+            .filter(|(_, min)| *min > 0)
+            .collect();
         // A gang that a whole cycle's budget does not suffice for would never start otherwise.
-        let mut budget = Budget {
-            left: if idle { u64::MAX } else { self.budget.left },
-            spent: 0,
-        };
-        let mut attempt = Attempt::new(self.demands, self.now);
-        let mut failed = None;
-        for position in &unit.demands {
-            let min = self.min(*position);
-            if min == 0 {
-                continue;
-            }
-            if let Err(cause) = attempt.place(cluster, *position, min, &mut budget) {
-                failed = Some((*position, cause));
-                break;
-            }
-        }
-        self.budget.spend(budget.spent);
-        if let Some((at, cause)) = failed {
+        let budget = idle.then_some(u64::MAX);
+        let (attempt, answer) = self.attempt(cluster, &wants, budget);
+        if let Err((at, cause)) = answer {
             attempt.undo(cluster);
+            if self.push_aside_for_gang(cluster, &wants, cause) {
+                return self.gang_started(unit);
+            }
+            self.reserve(cluster, &wants, cause);
             return self.blocked(unit, |p| if p == at { cause } else { Cause::Gang(at) });
         }
         self.take(attempt);
+        self.gang_started(unit)
+    }
+
+    fn gang_started(&mut self, unit: &Unit) -> bool {
         for position in &unit.demands {
             self.started[*position as usize] = true;
         }
         // What is beyond the minimum comes in turns of its own, like any other work.
         unit.demands.iter().any(|p| self.left[*p as usize] > 0)
+    }
+
+    /// Places what is wanted of each demand, in order, up to the first that cannot be placed in
+    /// full: that one is named with the cause. Nothing is undone.
+    fn attempt(
+        &mut self,
+        cluster: &mut Cluster,
+        wants: &[(u32, u32)],
+        budget: Option<u64>,
+    ) -> (Attempt<'a>, Result<(), (u32, Cause)>) {
+        let mut budget = Budget {
+            left: budget.unwrap_or(self.budget.left),
+            spent: 0,
+        };
+        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut answer = Ok(());
+        for (position, want) in wants {
+            let demand = &self.demands[*position as usize];
+            let end_max = demand.starts(self.now).end_max;
+            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
+            if let Err(cause) = attempt.place(cluster, *position, *want, &vetoes, &mut budget) {
+                answer = Err((*position, cause));
+                break;
+            }
+        }
+        self.budget.spend(budget.spent);
+        (attempt, answer)
+    }
+
+    /// Places up to `want` tasks of a demand by evicting others, one first, then twice as many as
+    /// long as that goes well: a search for many costs more than one for few.
+    fn push_aside(&mut self, cluster: &mut Cluster, position: u32, want: u32, cause: Cause) {
+        let mut left = want.min(self.room());
+        let (mut step, mut growing) = (1, true);
+        while left > 0 && self.may_evict(cause) {
+            let demand = &self.demands[position as usize];
+            let count = step.min(left);
+            let mut attempt = Attempt::new(self.demands, self.now);
+            let reserved = (!self.ahead.is_empty()).then(|| {
+                let end_max = demand.starts(self.now).end_max;
+                self.ahead.veto(end_max)
+            });
+            let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
+            let victims = self.victims_max(cluster, position);
+            let budget = &mut self.budget;
+            if attempt.make_room(cluster, position, count, victims, &vetoes, budget) {
+                drop(vetoes);
+                drop(reserved);
+                self.evicted(cluster, &attempt);
+                self.take(attempt);
+                left -= count;
+                step = if growing {
+                    step.saturating_mul(2)
+                } else {
+                    step
+                };
+            } else if count > 1 {
+                growing = false;
+                step = count / 2;
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The minimum of every demand of a gang, by evicting others where it does not fit, or nothing.
+    fn push_aside_for_gang(
+        &mut self,
+        cluster: &mut Cluster,
+        wants: &[(u32, u32)],
+        cause: Cause,
+    ) -> bool {
+        if !self.may_evict(cause) {
+            return false;
+        }
+        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut budget = self.budget;
+        let whole = wants.iter().all(|(position, want)| {
+            let demand = &self.demands[*position as usize];
+            let end_max = demand.starts(self.now).end_max;
+            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
+            let answer = attempt.place(cluster, *position, *want, &vetoes, &mut budget);
+            let left = want - attempt.placed(*position);
+            let used = u32::try_from(attempt.evictions.len()).unwrap_or(u32::MAX);
+            let victims = self.victims_max(cluster, *position).saturating_sub(used);
+            answer.is_ok()
+                || attempt.make_room(cluster, *position, left, victims, &vetoes, &mut budget)
+        });
+        self.budget = budget;
+        if whole {
+            self.evicted(cluster, &attempt);
+            self.take(attempt);
+        } else {
+            attempt.undo(cluster);
+        }
+        whole
+    }
+
+    fn may_evict(&self, cause: Cause) -> bool {
+        matches!(cause, Cause::NoFit | Cause::Reserved | Cause::QueueLimit) && self.budget.left > 0
+    }
+
+    /// How many tasks may still be evicted for a demand.
+    fn victims_max(&self, cluster: &Cluster, position: u32) -> u32 {
+        let queue = self.demands[position as usize].queue;
+        let evicted = u32::try_from(self.outcome.evictions.len()).unwrap_or(u32::MAX);
+        let left = self.options.evictions.saturating_sub(evicted);
+        left.min(cluster.queues[queue.0 as usize].evictions_left)
+    }
+
+    /// Counts evictions against the bounds of those for whom they are.
+    fn evicted(&mut self, cluster: &mut Cluster, attempt: &Attempt<'_>) {
+        for eviction in &attempt.evictions {
+            let queue = self.demands[eviction.demand as usize].queue;
+            let left = &mut cluster.queues[queue.0 as usize].evictions_left;
+            if *left != u32::MAX {
+                *left = left.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Keeps a place in the future for tasks that cannot start now, if it is their queue's way and
+    /// their turn: under EASY the first that cannot start has one, under conservative backfill all.
+    fn reserve(&mut self, cluster: &mut Cluster, wants: &[(u32, u32)], cause: Cause) {
+        if !matches!(cause, Cause::NoFit | Cause::Reserved) {
+            return;
+        }
+        let Some((first, _)) = wants.first() else {
+            return;
+        };
+        let demand = &self.demands[*first as usize];
+        let queue = &cluster.queues[demand.queue.0 as usize];
+        let made = self.outcome.reservations.len();
+        let may = match queue.spec.as_ref().map(|s| s.backfill) {
+            None | Some(Backfill::Off) => false,
+            Some(Backfill::Easy) => made == 0,
+            Some(Backfill::Conservative) => made < RESERVATIONS_MAX,
+        };
+        if !may || self.budget.left == 0 {
+            return;
+        }
+        let needs: Vec<Need> = wants
+            .iter()
+            .map(|(position, count)| {
+                let demand = &self.demands[*position as usize];
+                Need {
+                    class: cluster.class(&demand.class),
+                    count: *count,
+                    run_max: demand.run_max.max(demand.run),
+                }
+            })
+            .collect();
+        let known = self.ahead.earliest(cluster, &needs, &[], &mut self.budget);
+        let waited = self.now.saturating_sub(demand.created);
+        let slot = match known {
+            // It fits as far as amounts go, and was refused for another reason: keeping others off
+            // would not help it.
+            Some(slot) if slot.start <= self.now => None,
+            Some(slot) => Some(slot),
+            None if waited > self.options.patience => self.ahead.hold(cluster, &needs),
+            None => None,
+        };
+        if let Some(slot) = slot {
+            self.ahead.reserve(cluster, &slot, &needs);
+            let places = slot.places.iter();
+            self.outcome.reservations.push(Reservation {
+                demand: *first,
+                start: slot.start,
+                nodes: places.map(|(node, _, n)| (NodeId(*node), *n)).collect(),
+            });
+        }
     }
 
     fn min(&self, position: u32) -> u32 {
@@ -264,5 +444,6 @@ impl Pass<'_> {
             self.left[placement.demand as usize] -= 1;
             self.outcome.placements.push(placement);
         }
+        self.outcome.evictions.extend(attempt.evictions);
     }
 }

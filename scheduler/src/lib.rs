@@ -18,11 +18,13 @@
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
 mod agenda;
+mod ahead;
 mod attempt;
 pub mod check;
 mod classes;
 mod cluster;
 mod cycle;
+pub mod estimate;
 mod explain;
 mod fair;
 mod filter;
@@ -30,6 +32,8 @@ mod index;
 mod intern;
 mod order;
 mod place;
+#[allow(dead_code)]
+mod preempt;
 pub mod score;
 mod spec;
 

@@ -336,8 +336,8 @@ pub struct Run {
     pub end: Time,
     /// By when it has ended almost surely; [`NEVER`] when nothing is known.
     pub end_max: Time,
-    /// The moment up to which its work is safe (its last checkpoint; `start` without any).
-    pub saved: Time,
+    /// How often it saves its work, counted from `start`; 0: never.
+    pub checkpoint: Time,
     /// Whether it may be evicted for others.
     pub preemptible: bool,
 }
@@ -353,8 +353,18 @@ impl Run {
             start,
             end: NEVER,
             end_max: NEVER,
-            saved: start,
+            checkpoint: 0,
             preemptible: false,
+        }
+    }
+
+    /// How much of its time an eviction now would throw away: what came after the last checkpoint.
+    pub fn lost(&self, now: Time) -> Time {
+        let ran = now.saturating_sub(self.start).max(0);
+        if self.checkpoint > 0 {
+            ran % self.checkpoint
+        } else {
+            ran
         }
     }
 }
@@ -392,6 +402,8 @@ pub struct Demand {
     pub healing: bool,
     /// Its tasks may be evicted for others.
     pub preemptible: bool,
+    /// How often each saves its work; 0: never.
+    pub checkpoint: Time,
 }
 
 impl Demand {
@@ -412,6 +424,7 @@ impl Demand {
             min: 0,
             healing: false,
             preemptible: false,
+            checkpoint: 0,
         }
     }
 
@@ -425,7 +438,7 @@ impl Demand {
             start: now,
             end: now.saturating_add(self.run),
             end_max: now.saturating_add(self.run_max.max(self.run)),
-            saved: now,
+            checkpoint: self.checkpoint,
             preemptible: self.preemptible,
         }
     }

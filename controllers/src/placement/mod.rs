@@ -9,12 +9,15 @@
 //! Two lanes of writes are on their way at the same time: creates, which somebody waits for, and
 //! everything else, so that folding and removing never hold back a start.
 
+mod ask;
 mod body;
 pub mod book;
 pub mod decide;
 pub mod fold;
 pub mod memory;
 pub mod need;
+mod promise;
+pub mod rules;
 mod status;
 pub mod why;
 
@@ -250,7 +253,7 @@ impl Desk {
         self.memory.decide(&tasks_of, now);
         let instant = Instant::now();
         if instant >= self.create.not_before && self.memory.wants_to_place() {
-            let writes = self.memory.place();
+            let writes = self.memory.place(now);
             self.create.not_before = instant + CYCLE_GAP;
             let mut writes = writes.into_iter().peekable();
             while writes.peek().is_some() {

@@ -48,7 +48,7 @@ impl Told {
 impl Memory {
     /// Status writes of Jobs that are due, and Events.
     pub fn job_statuses(&mut self, now: Timestamp) -> (Vec<Write>, Vec<Note>) {
-        let (mut writes, mut notes) = (Vec::new(), Vec::new());
+        let (mut writes, mut notes) = (Vec::new(), std::mem::take(&mut self.notes));
         let mut later = BTreeSet::new();
         for _ in 0..JOBS_PER_TICK.min(self.status.len()) {
             // Round and round, so that jobs which stay in the set do not keep others out.
@@ -136,6 +136,7 @@ impl Memory {
         job.told.at = Some(now);
         writes.push(Write {
             op: Op::JobStatus(serial),
+            together: 0,
             item: json!({
                 "verb": "status",
                 "path": format!("{}/{}", job.owner.collection("jobs"), job.owner.name),
@@ -253,6 +254,7 @@ impl Memory {
             memory.in_flight = true;
             writes.push(Write {
                 op: Op::QueueStatus(name.clone()),
+                together: 0,
                 item: json!({
                     "verb": "status", "path": format!("/apis/rota.dev/v1/queues/{name}"),
                     "preconditions": {"uid": queue.metadata.uid}, "body": {"status": status},

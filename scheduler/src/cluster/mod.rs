@@ -3,6 +3,7 @@
 //! All changes are incremental: a task or a node that changes moves one node to another state.
 //! What a trial has placed is undone by releasing it; an overlay is a clone.
 
+mod leaving;
 pub(crate) mod profiles;
 mod queues;
 pub(crate) mod states;
@@ -370,6 +371,11 @@ impl Cluster {
             .push(ClassEntry::new(class.clone(), shape, pairs));
         self.classes.ids.insert(class.clone(), id);
         id
+    }
+
+    /// Lets a class look at profiles that are new to it.
+    pub(crate) fn learn_profiles(&mut self, class: u32) {
+        self.classes.all[class as usize].learn(&self.profiles);
     }
 
     fn shape(&mut self, class: &Class) -> u32 {

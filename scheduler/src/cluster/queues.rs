@@ -40,6 +40,13 @@ pub(crate) struct Queue {
     pub used: Vec<i128>,
     /// The same of its own tasks.
     pub own: Vec<i128>,
+    /// Per resource: what tasks of the subtree hold that leave. Shares do not count it; limits do,
+    /// until it is gone.
+    pub leaving: Vec<i128>,
+    /// The same of its own tasks.
+    pub own_leaving: Vec<i128>,
+    /// Tasks that may still be evicted for it.
+    pub evictions_left: u32,
     /// Tasks in the subtree, without those that leave.
     pub running: u64,
     /// The same of its own.
@@ -75,6 +82,8 @@ impl Queue {
         self.guarantee.resize(stride, 0);
         self.used.resize(stride, 0);
         self.own.resize(stride, 0);
+        self.leaving.resize(stride, 0);
+        self.own_leaving.resize(stride, 0);
     }
 }
 
@@ -96,6 +105,9 @@ impl Cluster {
             guarantee: vec![0; self.stride],
             used: vec![0; self.stride],
             own: vec![0; self.stride],
+            leaving: vec![0; self.stride],
+            own_leaving: vec![0; self.stride],
+            evictions_left: u32::MAX,
             running: 0,
             own_running: 0,
             half_life: 0,
@@ -287,6 +299,7 @@ impl Cluster {
             let queue = &mut self.queues[q];
             queue.children.clear();
             queue.used.clone_from(&queue.own);
+            queue.leaving.clone_from(&queue.own_leaving);
             queue.running = queue.own_running;
             (queue.parent, queue.detached) = match parent {
                 None => (NONE, None),
@@ -317,11 +330,15 @@ impl Cluster {
                 self.queues[parent as usize].children.push(q as u32);
             }
             let (own, running) = (self.queues[q].own.clone(), self.queues[q].own_running);
+            let own_leaving = self.queues[q].own_leaving.clone();
             let mut at = parent;
             while at != NONE {
                 let above = &mut self.queues[at as usize];
                 above.running += running;
                 for (sum, amount) in above.used.iter_mut().zip(&own) {
+                    *sum += amount;
+                }
+                for (sum, amount) in above.leaving.iter_mut().zip(&own_leaving) {
                     *sum += amount;
                 }
                 at = above.parent;
@@ -386,9 +403,32 @@ impl Cluster {
         }
     }
 
+    /// The same for what its tasks that leave hold.
+    pub(crate) fn charge_leaving(&mut self, queue: u32, shape: u32, count: i64) {
+        let requests = &self.tasks.shapes.get(shape).requests;
+        let mut at = queue;
+        while at != NONE {
+            let node = &mut self.queues[at as usize];
+            for (r, amount) in requests {
+                node.leaving[*r as usize] += i128::from(*amount) * i128::from(count);
+            }
+            at = node.parent;
+        }
+        let leaf = &mut self.queues[queue as usize];
+        for (r, amount) in requests {
+            leaf.own_leaving[*r as usize] += i128::from(*amount) * i128::from(count);
+        }
+    }
+
     /// Why a queue that is there takes part in nothing.
     pub fn detached(&self, queue: QueueId) -> Option<Detached> {
         self.queues[queue.0 as usize].detached
+    }
+
+    /// Sets how many tasks may still be evicted for demands of a queue. Each eviction takes one off;
+    /// without a word about it there is no bound.
+    pub fn allow_evictions(&mut self, queue: QueueId, count: u32) {
+        self.queues[queue.0 as usize].evictions_left = count;
     }
 
     /// A queue's name.

@@ -5,6 +5,7 @@ use super::{Cluster, NodeId, QueueId};
 use crate::classes::Shape;
 use crate::intern::{FxMap, FxSet};
 use crate::spec::{Class, Run};
+use std::collections::BTreeMap;
 use std::hash::Hash;
 
 /// A task that holds resources. Releasing it twice does nothing.
@@ -12,6 +13,14 @@ use std::hash::Hash;
 pub struct TaskId {
     slot: u32,
     generation: u32,
+}
+
+#[cfg(test)]
+impl TaskId {
+    /// Its place in [`Tasks::slots`].
+    pub(crate) fn slot(self) -> u32 {
+        self.slot
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -26,6 +35,8 @@ pub(crate) struct Task {
     generation: u32,
     pub next: u32,
     prev: u32,
+    /// Position in its list of [`Listed`]; meaningless when it is in none.
+    listed: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,6 +47,19 @@ pub(crate) struct Tasks {
     pub runs: Counted<Run>,
     /// Members of each gang that run.
     pub gangs: FxMap<u64, FxSet<u32>>,
+    /// Tasks by what preemption looks for.
+    pub listed: Listed,
+}
+
+/// Who may have to leave, and who leaves: kept up to date so that preemption finds both, or that
+/// there is nobody, without a look at every task. Lists grow at their end, so newest is last,
+/// nearly: a task that goes is replaced by the last one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listed {
+    /// Preemptible tasks that stay, by queue and priority. No list is empty.
+    pub evictable: BTreeMap<(u32, i32), Vec<u32>>,
+    /// Tasks that leave.
+    pub leaving: Vec<u32>,
 }
 
 /// Values that many tasks share, as numbers, counted by who uses them.
@@ -105,6 +129,53 @@ impl Tasks {
         self.slots.len() - self.unused.len()
     }
 
+    /// The task that has this slot now.
+    pub fn id(&self, slot: u32) -> TaskId {
+        TaskId {
+            slot,
+            generation: self.slots[slot as usize].generation,
+        }
+    }
+
+    fn enlist(&mut self, slot: u32) {
+        let task = &mut self.slots[slot as usize];
+        let run = self.runs.get(task.run);
+        let list = if task.leaving {
+            &mut self.listed.leaving
+        } else if run.preemptible {
+            let key = (task.queue, run.priority);
+            self.listed.evictable.entry(key).or_default()
+        } else {
+            return;
+        };
+        task.listed = list.len() as u32;
+        list.push(slot);
+    }
+
+    /// Before its run, or whether it leaves, changes.
+    fn delist(&mut self, slot: u32) {
+        let task = &self.slots[slot as usize];
+        let run = self.runs.get(task.run);
+        let key = (task.queue, run.priority);
+        let list = if task.leaving {
+            Some(&mut self.listed.leaving)
+        } else if run.preemptible {
+            self.listed.evictable.get_mut(&key)
+        } else {
+            None
+        };
+        let Some(list) = list else {
+            return;
+        };
+        let at = task.listed;
+        list.swap_remove(at as usize);
+        if let Some(moved) = list.get(at as usize) {
+            self.slots[*moved as usize].listed = at;
+        } else if list.is_empty() && !self.slots[slot as usize].leaving {
+            self.listed.evictable.remove(&key);
+        }
+    }
+
     fn join_gang(&mut self, gang: u64, slot: u32) {
         if gang != 0 {
             self.gangs.entry(gang).or_default().insert(slot);
@@ -148,42 +219,59 @@ impl Cluster {
     }
 
     fn set_leaving(&mut self, id: TaskId, leaving: bool) -> bool {
-        let Some(task) = self.tasks.slots.get_mut(id.slot as usize) else {
+        let Some(task) = self.tasks.slots.get(id.slot as usize) else {
             return false;
         };
         if task.generation != id.generation || task.node == NONE || task.leaving == leaving {
             return false;
         }
-        task.leaving = leaving;
         let (node, queue, shape, run) = (task.node, task.queue, task.shape, task.run);
+        self.tasks.delist(id.slot);
+        self.tasks.slots[id.slot as usize].leaving = leaving;
+        self.tasks.enlist(id.slot);
         let start = node as usize * self.stride;
         let sign = if leaving { 1 } else { -1 };
         for (r, amount) in &self.tasks.shapes.get(shape).requests {
             self.leaving[start + *r as usize] += sign * i128::from(*amount);
         }
-        self.charge(queue, shape, run, if leaving { -1 } else { 1 });
+        let count = if leaving { -1 } else { 1 };
+        self.charge(queue, shape, run, count);
+        self.charge_leaving(queue, shape, -count);
         true
+    }
+
+    pub(crate) fn task(&self, id: TaskId) -> Option<&Task> {
+        let task = self.tasks.slots.get(id.slot as usize)?;
+        (task.generation == id.generation && task.node != NONE).then_some(task)
     }
 
     /// What is known of a task, while it holds something.
     pub fn run_of(&self, id: TaskId) -> Option<&Run> {
-        let task = self.tasks.slots.get(id.slot as usize)?;
-        (task.generation == id.generation && task.node != NONE)
-            .then(|| self.tasks.runs.get(task.run))
+        Some(self.tasks.runs.get(self.task(id)?.run))
+    }
+
+    /// What a task holds, by resource, while it holds something.
+    pub fn held_by(&self, id: TaskId) -> impl Iterator<Item = (&str, i64)> {
+        let task = self.task(id).into_iter();
+        let requests = task.flat_map(|t| &self.tasks.shapes.get(t.shape).requests);
+        requests.map(|(r, amount)| (self.resources.name(*r).as_ref(), *amount))
     }
 
     /// Tells anew what is known of a task (a later end, a checkpoint).
     pub fn set_run(&mut self, id: TaskId, run: Run) -> bool {
-        let Some(task) = self.tasks.slots.get_mut(id.slot as usize) else {
+        let Some(task) = self.tasks.slots.get(id.slot as usize) else {
             return false;
         };
         if task.generation != id.generation || task.node == NONE {
             return false;
         }
+        self.tasks.delist(id.slot);
         let new = self.tasks.runs.intern(run);
         self.tasks.runs.keep(new, 1);
+        let task = &mut self.tasks.slots[id.slot as usize];
         let old = std::mem::replace(&mut task.run, new);
         let (queue, shape, stays) = (task.queue, task.shape, !task.leaving);
+        self.tasks.enlist(id.slot);
         if stays && self.tasks.runs.get(old).owner != run.owner {
             self.charge(queue, shape, old, -1);
             self.charge(queue, shape, new, 1);
@@ -199,12 +287,14 @@ impl Cluster {
 
     /// Gives back what a task holds; false when it was released before.
     pub fn release(&mut self, id: TaskId) -> bool {
-        let Some(task) = self.tasks.slots.get_mut(id.slot as usize) else {
+        let Some(task) = self.tasks.slots.get(id.slot as usize) else {
             return false;
         };
         if task.generation != id.generation || task.node == NONE {
             return false;
         }
+        self.tasks.delist(id.slot);
+        let task = &mut self.tasks.slots[id.slot as usize];
         task.generation = task.generation.wrapping_add(1);
         let node = std::mem::replace(&mut task.node, NONE);
         let (shape_id, queue, next, prev) = (task.shape, task.queue, task.next, task.prev);
@@ -234,7 +324,9 @@ impl Cluster {
                 }
             }
         }
-        if !leaving {
+        if leaving {
+            self.charge_leaving(queue, shape_id, -1);
+        } else {
             self.charge(queue, shape_id, run, -1);
         }
         let gang = self.tasks.runs.get(run).gang;
@@ -254,15 +346,16 @@ impl Cluster {
 
     /// Tasks charged to a node, newest first.
     pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = TaskId> {
-        let mut at = self.nodes[node.0 as usize].first_task;
+        self.slots_on(node.0).map(|slot| self.tasks.id(slot))
+    }
+
+    /// The same as slots.
+    pub(crate) fn slots_on(&self, node: u32) -> impl Iterator<Item = u32> {
+        let mut at = self.nodes[node as usize].first_task;
         std::iter::from_fn(move || {
-            let task = self.tasks.slots.get(at as usize)?;
-            let id = TaskId {
-                slot: at,
-                generation: task.generation,
-            };
-            at = task.next;
-            Some(id)
+            let slot = at;
+            at = self.tasks.slots.get(slot as usize)?.next;
+            Some(slot)
         })
     }
 
@@ -287,7 +380,9 @@ impl Cluster {
         self.charge(queue, shape_id, run, i64::from(count));
         self.tasks.shapes.keep(shape_id, count);
         self.tasks.runs.keep(run, count);
-        let gang = self.tasks.runs.get(run).gang;
+        let Run {
+            gang, preemptible, ..
+        } = *self.tasks.runs.get(run);
         for _ in 0..count {
             let next = self.nodes[node as usize].first_task;
             let task = Task {
@@ -299,6 +394,7 @@ impl Cluster {
                 generation: 0,
                 next,
                 prev: NONE,
+                listed: 0,
             };
             let slots = &mut self.tasks.slots;
             let slot = match self.tasks.unused.pop() {
@@ -317,11 +413,10 @@ impl Cluster {
             }
             self.nodes[node as usize].first_task = slot;
             self.tasks.join_gang(gang, slot);
-            let slots = &self.tasks.slots;
-            placed(TaskId {
-                slot,
-                generation: slots[slot as usize].generation,
-            });
+            if preemptible {
+                self.tasks.enlist(slot);
+            }
+            placed(self.tasks.id(slot));
         }
         self.states.detach(node);
         self.attach(node);

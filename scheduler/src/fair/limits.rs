@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, clamp};
 
 /// How many of `want` tasks of these requests the limits of the queue and of all queues above
 /// still allow, and which limit (queue number, resource number) stops more; of limits that are
-/// equally tight, the lowest in the tree.
+/// equally tight, the lowest in the tree. What leaves counts until it is gone.
 pub(crate) fn head_room(
     cluster: &Cluster,
     queue: u32,
@@ -22,7 +22,8 @@ pub(crate) fn head_room(
             if limit == i64::MAX || *amount <= 0 {
                 continue;
             }
-            let left = clamp(i128::from(limit) - queue.used[*r as usize]).max(0) / amount;
+            let held = queue.used[*r as usize] + queue.leaving[*r as usize];
+            let left = clamp(i128::from(limit) - held).max(0) / amount;
             if left < i64::from(allowed) {
                 allowed = left as u32;
                 stops = Some((at, *r));

@@ -1,0 +1,144 @@
+//! Rank: who may be evicted by whom.
+
+use std::collections::BTreeMap;
+
+use super::Want;
+use super::cost::{self, RESTART};
+use crate::cluster::Cluster;
+use crate::cluster::states::NONE;
+use crate::place::Budget;
+use crate::spec::{NEVER, Order, Reclaim, Run, Time};
+
+/// Which queues and priorities hold possible victims of one demand.
+#[derive(Clone, Debug)]
+pub(crate) struct Rank {
+    /// Priority and queue of lists of evictable tasks, lowest priority first, own queue first.
+    pub lists: Vec<(i32, u32)>,
+    /// Lowest priority among them.
+    pub lowest: i32,
+    /// Queues that something may be reclaimed from. Taken out when that is no longer so.
+    pub open: BTreeMap<u32, bool>,
+    /// How the own queue's tasks are compared; `None`: they are never evicted.
+    within: Option<Order>,
+}
+
+impl Rank {
+    pub fn new(cluster: &Cluster, want: &Want<'_>, budget: &mut Budget) -> Self {
+        let spec = cluster.queues[want.queue as usize].spec.as_ref();
+        // By the queue's own order, or the victim would come first again. Orders by age and by
+        // expected time are no reason to evict.
+        let within = spec.map(|s| s.order).filter(|order| match order {
+            Order::Priority | Order::Fair => spec.is_some_and(|s| s.preempt_within),
+            Order::ShortestRemainingTimeFirst => want.demand.run != NEVER,
+            Order::Fifo | Order::ShortestJobFirst => false,
+        });
+        let reclaims = spec.is_some_and(|s| s.reclaim == Reclaim::PreemptBorrowers);
+        let shape = cluster.classes.all[want.class as usize].shape;
+        let requests = &cluster.tasks.shapes.get(shape).requests;
+        let mut open = BTreeMap::new();
+        let mut lists = Vec::new();
+        for (queue, priority) in cluster.tasks.listed.evictable.keys() {
+            budget.spend(1);
+            let listed = if *queue == want.queue {
+                match within {
+                    Some(Order::ShortestRemainingTimeFirst) => *priority <= want.priority,
+                    Some(_) => *priority < want.priority,
+                    None => false,
+                }
+            } else {
+                reclaims
+                    && *open
+                        .entry(*queue)
+                        .or_insert_with(|| may_reclaim(cluster, *queue, want.queue, requests))
+            };
+            if listed {
+                lists.push((*priority, *queue));
+            }
+        }
+        lists.sort_unstable_by_key(|(priority, queue)| (*priority, *queue != want.queue, *queue));
+        Rank {
+            lowest: lists.first().map_or(0, |(priority, _)| *priority),
+            lists,
+            open,
+            within,
+        }
+    }
+
+    pub fn nobody(&self) -> bool {
+        self.lists.is_empty()
+    }
+
+    /// Whether this one task may be evicted for the demand.
+    pub fn may_evict(&self, cluster: &Cluster, want: &Want<'_>, slot: u32, now: Time) -> bool {
+        let task = &cluster.tasks.slots[slot as usize];
+        let run = cluster.tasks.runs.get(task.run);
+        // What was placed in this cycle has not been told to anybody yet, and would have been
+        // placed for nothing.
+        if !run.preemptible || task.leaving || run.start >= now {
+            return false;
+        }
+        let demand = want.demand;
+        if run.demand == demand.id || (run.gang != 0 && run.gang == demand.gang) {
+            return false;
+        }
+        if task.queue != want.queue {
+            return self.open.get(&task.queue).copied().unwrap_or(false);
+        }
+        let lower = run.priority < want.priority;
+        match self.within {
+            Some(Order::Priority) => lower,
+            Some(Order::Fair) => lower && run.owner == demand.owner,
+            Some(Order::ShortestRemainingTimeFirst) => {
+                run.priority <= want.priority && gains(demand.run, run, now)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether a task that runs for `short` may take the place of one that remains for longer: by more
+/// than the work that is lost and the restart.
+fn gains(short: Time, run: &Run, now: Time) -> bool {
+    let remains = if run.end == NEVER {
+        NEVER
+    } else {
+        run.end.saturating_sub(now)
+    };
+    short
+        .saturating_add(cost::lost(run, now))
+        .saturating_add(RESTART)
+        < remains
+}
+
+/// Whether queue `from` may lose a task so that `to` gets one of these requests: where their ways up
+/// part, `from`'s side holds more than it is owed of something asked for, and `to`'s side stays
+/// within what it is owed.
+pub(crate) fn may_reclaim(cluster: &Cluster, from: u32, to: u32, requests: &[(u32, i64)]) -> bool {
+    let path = |mut at: u32| {
+        let mut path = Vec::new();
+        while at != NONE {
+            path.push(at);
+            at = cluster.queues[at as usize].parent;
+        }
+        path.reverse();
+        path
+    };
+    let (from, to) = (path(from), path(to));
+    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let (Some(from), Some(to)) = (from.get(common), to.get(common)) else {
+        return false;
+    };
+    let (from, to) = (
+        &cluster.queues[*from as usize],
+        &cluster.queues[*to as usize],
+    );
+    let owed = |(r, amount): &(u32, i64)| {
+        let r = *r as usize;
+        to.used[r] + i128::from(*amount) <= i128::from(to.guarantee[r])
+    };
+    let borrows = |(r, _): &(u32, i64)| {
+        let r = *r as usize;
+        from.used[r] > i128::from(from.guarantee[r])
+    };
+    requests.iter().all(owed) && requests.iter().any(borrows)
+}
