@@ -5,7 +5,7 @@
 
 mod leaving;
 pub(crate) mod profiles;
-mod queues;
+pub(crate) mod queues;
 pub(crate) mod states;
 mod tasks;
 

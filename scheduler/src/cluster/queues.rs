@@ -205,6 +205,7 @@ impl Cluster {
         let queue = &mut self.queues[q];
         (queue.parent, queue.detached) = (parent, None);
         let (own, running) = (queue.own.clone(), queue.own_running);
+        let own_leaving = queue.own_leaving.clone();
         let mut inherited = half_life;
         let mut at = parent;
         while at != NONE {
@@ -220,6 +221,9 @@ impl Cluster {
             }
             above.running += running;
             for (sum, amount) in above.used.iter_mut().zip(&own) {
+                *sum += amount;
+            }
+            for (sum, amount) in above.leaving.iter_mut().zip(&own_leaving) {
                 *sum += amount;
             }
             at = above.parent;

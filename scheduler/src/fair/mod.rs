@@ -10,6 +10,7 @@
 //! All arithmetic is on integers; the same cluster gives the same order everywhere.
 
 pub(crate) mod bulk;
+pub(crate) mod check;
 pub(crate) mod limits;
 pub(crate) mod past;
 pub(crate) mod reclaim;

@@ -26,27 +26,46 @@
 //! leave the list as it was.) Where more is lost than gained, as whole tasks go, the rest is free; the
 //! caller checks the move with what is really lost, and whoever takes the rest does so by its turn.
 //!
-//! Shares here are of what is held now. Past use decides who goes next, and evicts nobody.
+//! Where past use counts, (b) must hold with it too, as it does in the order: otherwise what a queue
+//! got by its turn because the other had much in the past would be taken from it again. Past use
+//! is the same before and after a move, so this only allows fewer moves.
 
 use super::share::{Key, share};
 use crate::cluster::Cluster;
+use crate::cluster::queues::Queue;
 use crate::cluster::states::NONE;
 
-/// Whether tasks of `from` that hold `requests` may go for tasks of `to` that ask as much.
-#[allow(dead_code)]
-pub(crate) fn may_reclaim(cluster: &Cluster, from: u32, to: u32, requests: &[(u32, i64)]) -> bool {
-    may_move(cluster, from, requests, to, requests)
+/// Whether there may be something at all to take from `from`, so that looking at its tasks is worth
+/// it: with the least of a loss.
+pub(crate) fn could_reclaim(
+    cluster: &Cluster,
+    from: u32,
+    to: u32,
+    requests: &[(u32, i64)],
+) -> bool {
+    let least: Vec<_> = requests.iter().map(|(r, _)| (*r, 1)).collect();
+    allowed(cluster, (from, &least), (to, requests), false)
 }
 
-/// The same where what goes is not exactly what comes. What has been told to leave already no
-/// longer counts as held, so ask before each [`Cluster::leave`] about that one alone, or before all
-/// about their sum.
-pub(crate) fn may_move(
+/// Whether a task of `from` that holds `loss` may go for one of `to` that asks for `gain`. What has
+/// been told to leave already no longer counts as held: ask about one task after the other.
+pub(crate) fn may_reclaim(
     cluster: &Cluster,
     from: u32,
     loss: &[(u32, i64)],
     to: u32,
     gain: &[(u32, i64)],
+) -> bool {
+    allowed(cluster, (from, loss), (to, gain), true)
+}
+
+type Part<'a> = (u32, &'a [(u32, i64)]);
+
+fn allowed(
+    cluster: &Cluster,
+    (from, loss): Part<'_>,
+    (to, gain): Part<'_>,
+    with_past: bool,
 ) -> bool {
     let taker = &cluster.queues[to as usize];
     if from == to || taker.spec.is_none() || taker.detached.is_some() {
@@ -85,10 +104,22 @@ pub(crate) fn may_move(
     if owed {
         return true;
     }
-    let before = level(cluster, winners.last(), to, &[], 1);
-    let winner = level(cluster, winners.last(), to, gain, 1);
-    let loser = level(cluster, losers.last(), from, loss, -1);
-    before.level(&winner).is_lt() && winner.level(&loser).is_le()
+    let (taker, giver) = (
+        Sister::new(cluster, winners.last(), to),
+        Sister::new(cluster, losers.last(), from),
+    );
+    let levels = |past: &dyn Fn(&Sister<'_>) -> Vec<i128>| {
+        let (taken, given) = (past(&taker), past(&giver));
+        let before = taker.level(cluster, &taken, &[], 1);
+        let winner = taker.level(cluster, &taken, gain, 1);
+        let loser = giver.level(cluster, &given, loss, -1);
+        (before.level(&winner), winner.level(&loser))
+    };
+    let (rises, fits) = levels(&|_| Vec::new());
+    if rises.is_ge() || fits.is_gt() {
+        return false;
+    }
+    !with_past || levels(&|sister| sister.past(cluster)).1.is_le()
 }
 
 /// A queue and all above it, upwards.
@@ -102,34 +133,59 @@ fn path(cluster: &Cluster, queue: u32) -> Vec<u32> {
     path
 }
 
-/// The dominant share of a sister, or of a queue's own work where there is none, after a change.
-fn level(
-    cluster: &Cluster,
-    sister: Option<&u32>,
-    queue: u32,
-    change: &[(u32, i64)],
-    sign: i128,
-) -> Key {
-    let entry = &cluster.queues[*sister.unwrap_or(&queue) as usize];
-    let held = if sister.is_some() {
-        &entry.used
-    } else {
-        &entry.own
-    };
-    let weight = match sister {
-        Some(_) => entry.spec.as_ref().map_or(1, |s| s.weight.max(1)),
-        None => 1,
-    };
-    let each = held.iter().zip(&cluster.total).enumerate();
-    let parts = each.map(|(r, (held, total))| {
-        let changes = change.iter().filter(|(c, _)| *c as usize == r);
-        let changed: i128 = changes.map(|(_, amount)| i128::from(*amount)).sum();
-        share(held + sign * changed, *total)
-    });
-    Key {
-        late: true,
-        share: parts.max().unwrap_or(0),
-        weight,
-        age: (0, 0),
+/// One of two that compare: a queue with all below it, or the own work of one.
+struct Sister<'a> {
+    queue: &'a Queue,
+    with_below: bool,
+}
+
+impl<'a> Sister<'a> {
+    fn new(cluster: &'a Cluster, sister: Option<&u32>, queue: u32) -> Self {
+        Sister {
+            queue: &cluster.queues[*sister.unwrap_or(&queue) as usize],
+            with_below: sister.is_some(),
+        }
+    }
+
+    /// Average past use; empty when it does not count.
+    fn past(&self, cluster: &Cluster) -> Vec<i128> {
+        let mut sum = vec![0; cluster.resources.len()];
+        let mut below = vec![self.queue];
+        while let Some(queue) = below.pop() {
+            if queue.half_life > 0 {
+                let past = queue.past.view(queue.half_life, cluster.now);
+                for (r, sum) in sum.iter_mut().enumerate() {
+                    *sum += past.amount(r, queue.own[r]);
+                }
+            }
+            if self.with_below {
+                let children = queue.children.iter();
+                below.extend(children.map(|c| &cluster.queues[*c as usize]));
+            }
+        }
+        sum
+    }
+
+    /// The dominant share for its weight after a change.
+    fn level(&self, cluster: &Cluster, past: &[i128], change: &[(u32, i64)], sign: i128) -> Key {
+        let (held, weight) = if self.with_below {
+            let spec = self.queue.spec.as_ref();
+            (&self.queue.used, spec.map_or(1, |s| s.weight.max(1)))
+        } else {
+            (&self.queue.own, 1)
+        };
+        let each = held.iter().zip(&cluster.total).enumerate();
+        let parts = each.map(|(r, (held, total))| {
+            let changes = change.iter().filter(|(c, _)| *c as usize == r);
+            let changed: i128 = changes.map(|(_, amount)| i128::from(*amount)).sum();
+            let past = past.get(r).copied().unwrap_or(0);
+            share(held + past + sign * changed, *total)
+        });
+        Key {
+            late: true,
+            share: parts.max().unwrap_or(0),
+            weight,
+            age: (0, 0),
+        }
     }
 }
