@@ -5,7 +5,7 @@
 
 mod leaving;
 pub(crate) mod profiles;
-mod queues;
+pub(crate) mod queues;
 pub(crate) mod states;
 mod tasks;
 
@@ -70,6 +70,8 @@ pub struct Cluster {
     pub(crate) tasks: Tasks,
     pub(crate) queues: Vec<Queue>,
     queue_ids: HashMap<Arc<str>, u32>,
+    /// How many queues name a name as their parent.
+    parent_names: HashMap<String, u32>,
     pub(crate) owners: Owners,
     /// Owners kept before the table is gone through.
     owners_max: usize,
@@ -109,6 +111,7 @@ impl Cluster {
             tasks: Tasks::default(),
             queues: Vec::new(),
             queue_ids: HashMap::new(),
+            parent_names: HashMap::new(),
             owners: Owners::default(),
             owners_max: OWNERS_FIRST,
             charged: vec![0; STRIDE_FIRST],

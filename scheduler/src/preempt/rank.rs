@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Want;
 use super::cost::{self, RESTART};
 use crate::cluster::Cluster;
-use crate::cluster::states::NONE;
+use crate::fair::reclaim::could_reclaim;
 use crate::place::Budget;
 use crate::spec::{NEVER, Order, Reclaim, Run, Time};
 
@@ -49,7 +49,7 @@ impl Rank {
                 reclaims
                     && *open
                         .entry(*queue)
-                        .or_insert_with(|| may_reclaim(cluster, *queue, want.queue, requests))
+                        .or_insert_with(|| could_reclaim(cluster, *queue, want.queue, requests))
             };
             if listed {
                 lists.push((*priority, *queue));
@@ -108,37 +108,4 @@ fn gains(short: Time, run: &Run, now: Time) -> bool {
         .saturating_add(cost::lost(run, now))
         .saturating_add(RESTART)
         < remains
-}
-
-/// Whether queue `from` may lose a task so that `to` gets one of these requests: where their ways up
-/// part, `from`'s side holds more than it is owed of something asked for, and `to`'s side stays
-/// within what it is owed.
-pub(crate) fn may_reclaim(cluster: &Cluster, from: u32, to: u32, requests: &[(u32, i64)]) -> bool {
-    let path = |mut at: u32| {
-        let mut path = Vec::new();
-        while at != NONE {
-            path.push(at);
-            at = cluster.queues[at as usize].parent;
-        }
-        path.reverse();
-        path
-    };
-    let (from, to) = (path(from), path(to));
-    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-    let (Some(from), Some(to)) = (from.get(common), to.get(common)) else {
-        return false;
-    };
-    let (from, to) = (
-        &cluster.queues[*from as usize],
-        &cluster.queues[*to as usize],
-    );
-    let owed = |(r, amount): &(u32, i64)| {
-        let r = *r as usize;
-        to.used[r] + i128::from(*amount) <= i128::from(to.guarantee[r])
-    };
-    let borrows = |(r, _): &(u32, i64)| {
-        let r = *r as usize;
-        from.used[r] > i128::from(from.guarantee[r])
-    };
-    requests.iter().all(owed) && requests.iter().any(borrows)
 }

@@ -10,11 +10,12 @@ use fixedbitset::FixedBitSet;
 
 use super::cost::Weigh;
 use super::cover::Unit;
-use super::rank::{Rank, may_reclaim};
+use super::rank::Rank;
 use super::{Eviction, Want};
 use crate::classes::Shape;
 use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, TaskId};
+use crate::fair::reclaim::may_reclaim;
 use crate::filter::how_many;
 use crate::place::{Budget, Veto};
 use crate::spec::Time;
@@ -327,7 +328,9 @@ impl<'a> Search<'a> {
     pub fn evict(&mut self, unit: &Unit) -> bool {
         for (i, slot) in unit.slots.iter().enumerate() {
             let (from, to) = (self.queue_of(*slot), self.want.queue);
-            if from != to && !may_reclaim(self.cluster, from, to, &self.shape.requests) {
+            let shape = self.cluster.tasks.slots[*slot as usize].shape;
+            let loss = &self.cluster.tasks.shapes.get(shape).requests;
+            if from != to && !may_reclaim(self.cluster, from, loss, to, &self.shape.requests) {
                 self.rank.open.insert(from, false);
                 for slot in unit.slots[..i].iter().rev() {
                     self.cluster.stay(self.cluster.tasks.id(*slot));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fair;
+mod fair_oracle;
 mod model;
 mod random;
 mod side;
