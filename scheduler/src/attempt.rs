@@ -1,8 +1,9 @@
 //! Attempt: tasks placed on trial, which are kept or undone together.
 
+use crate::agenda::head_room;
 use crate::cluster::Cluster;
 use crate::cycle::{Cause, Placement};
-use crate::place::{Ask, Budget, place};
+use crate::place::{Ask, Budget, Veto, fits_somewhere, place};
 use crate::spec::{Demand, Time};
 
 pub(crate) struct Attempt<'a> {
@@ -26,6 +27,7 @@ impl<'a> Attempt<'a> {
         cluster: &mut Cluster,
         position: u32,
         want: u32,
+        vetoes: &[&dyn Veto],
         budget: &mut Budget,
     ) -> Result<(), Cause> {
         budget.spend(1);
@@ -42,7 +44,7 @@ impl<'a> Attempt<'a> {
         let class = cluster.class(&demand.class);
         let shape = cluster.classes.all[class as usize].shape;
         let requests = &cluster.tasks.shapes.get(shape).requests;
-        let allowed = cluster.queues[queue as usize].head_room(requests).min(want);
+        let (allowed, _) = head_room(cluster, queue, requests, want);
         if allowed == 0 {
             return Err(Cause::QueueLimit);
         }
@@ -55,7 +57,7 @@ impl<'a> Attempt<'a> {
             count: allowed,
         };
         let placements = &mut self.placements;
-        let count = place(cluster, ask, &[], budget, |node, task| {
+        let count = place(cluster, ask, vetoes, budget, |node, task| {
             placements.push(Placement {
                 demand: position,
                 node,
@@ -70,6 +72,8 @@ impl<'a> Attempt<'a> {
             Err(Cause::QueueLimit)
         } else if budget.left == 0 {
             Err(Cause::Budget)
+        } else if !vetoes.is_empty() && fits_somewhere(cluster, class) {
+            Err(Cause::Reserved)
         } else {
             Err(Cause::NoFit)
         }

@@ -4,10 +4,14 @@
 //! disagree: there is no second decision.
 
 use crate::agenda::{Agenda, Unit};
+use crate::ahead::{Ahead, Need};
 use crate::attempt::Attempt;
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::place::Budget;
-use crate::spec::{Demand, Time};
+use crate::place::{Budget, Veto};
+use crate::spec::{Backfill, Demand, Time};
+
+/// Reservations of one cycle at most; under conservative backfill each costs a look at the nodes.
+const RESERVATIONS_MAX: usize = 1000;
 
 /// How much a cycle may do.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +120,7 @@ pub struct Outcome {
 
 /// Decides as many of the demands as the budget allows.
 pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Options) -> Outcome {
+    cluster.advance(now);
     cluster.sweep();
     let mut agenda = Agenda::new(cluster, demands, now);
     let mut pass = Pass {
@@ -126,6 +131,7 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
             left: options.budget,
             spent: 0,
         },
+        ahead: Ahead::new(now),
         demands,
         now,
         options,
@@ -149,10 +155,11 @@ struct Pass<'a> {
     left: Vec<u32>,
     /// Of gangs: the minimum is placed.
     started: Vec<bool>,
+    ahead: Ahead,
     outcome: Outcome,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
     /// One turn of a unit; true if it may have another one.
     fn turn(&mut self, cluster: &mut Cluster, unit: &Unit, most: u32) -> bool {
         let first = unit.demands[0] as usize;
@@ -168,27 +175,25 @@ impl Pass<'_> {
         let mut most = most.min(room);
         let mut open = false;
         for position in &unit.demands {
-            let demand = &self.demands[*position as usize];
             let want = self.left[*position as usize].min(most);
             if want == 0 {
                 open |= self.left[*position as usize] > 0;
                 continue;
             }
-            let mut attempt = Attempt::new(self.demands, self.now);
-            let answer = attempt.place(cluster, *position, want, &mut self.budget);
+            let (attempt, answer) = self.attempt(cluster, &[(*position, want)], None);
             let placed = attempt.placements.len() as u32;
             self.take(attempt);
             most -= placed;
             match answer {
                 Ok(()) => open |= self.left[*position as usize] > 0,
-                Err(cause) => {
+                Err((_, cause)) => {
                     let count = std::mem::take(&mut self.left[*position as usize]);
-                    debug_assert!(count <= demand.count);
-                    self.outcome.waiting.push(crate::Waiting {
+                    self.outcome.waiting.push(Waiting {
                         demand: *position,
                         count,
                         cause,
                     });
+                    self.reserve(cluster, &[(*position, 1)], cause);
                 }
             }
         }
@@ -202,26 +207,18 @@ impl Pass<'_> {
         if total > u64::from(self.room()) && !idle {
             return self.blocked(unit, |_| Cause::Budget);
         }
+        let wants: Vec<(u32, u32)> = unit
+            .demands
+            .iter()
+            .map(|position| (*position, self.min(*position)))
+            .filter(|(_, min)| *min > 0)
+            .collect();
         // A gang that a whole cycle's budget does not suffice for would never start otherwise.
-        let mut budget = Budget {
-            left: if idle { u64::MAX } else { self.budget.left },
-            spent: 0,
-        };
-        let mut attempt = Attempt::new(self.demands, self.now);
-        let mut failed = None;
-        for position in &unit.demands {
-            let min = self.min(*position);
-            if min == 0 {
-                continue;
-            }
-            if let Err(cause) = attempt.place(cluster, *position, min, &mut budget) {
-                failed = Some((*position, cause));
-                break;
-            }
-        }
-        self.budget.spend(budget.spent);
-        if let Some((at, cause)) = failed {
+        let budget = idle.then_some(u64::MAX);
+        let (attempt, answer) = self.attempt(cluster, &wants, budget);
+        if let Err((at, cause)) = answer {
             attempt.undo(cluster);
+            self.reserve(cluster, &wants, cause);
             return self.blocked(unit, |p| if p == at { cause } else { Cause::Gang(at) });
         }
         self.take(attempt);
@@ -230,6 +227,86 @@ impl Pass<'_> {
         }
         // What is beyond the minimum comes in turns of its own, like any other work.
         unit.demands.iter().any(|p| self.left[*p as usize] > 0)
+    }
+
+    /// Places what is wanted of each demand, in order, up to the first that cannot be placed in
+    /// full: that one is named with the cause. Nothing is undone.
+    fn attempt(
+        &mut self,
+        cluster: &mut Cluster,
+        wants: &[(u32, u32)],
+        budget: Option<u64>,
+    ) -> (Attempt<'a>, Result<(), (u32, Cause)>) {
+        let mut budget = Budget {
+            left: budget.unwrap_or(self.budget.left),
+            spent: 0,
+        };
+        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut answer = Ok(());
+        for (position, want) in wants {
+            let demand = &self.demands[*position as usize];
+            let end_max = demand.starts(self.now).end_max;
+            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
+            if let Err(cause) = attempt.place(cluster, *position, *want, &vetoes, &mut budget) {
+                answer = Err((*position, cause));
+                break;
+            }
+        }
+        self.budget.spend(budget.spent);
+        (attempt, answer)
+    }
+
+    /// Keeps a place in the future for tasks that cannot start now, if it is their queue's way and
+    /// their turn: under EASY the first that cannot start has one, under conservative backfill all.
+    fn reserve(&mut self, cluster: &mut Cluster, wants: &[(u32, u32)], cause: Cause) {
+        if !matches!(cause, Cause::NoFit | Cause::Reserved) {
+            return;
+        }
+        let Some((first, _)) = wants.first() else {
+            return;
+        };
+        let demand = &self.demands[*first as usize];
+        let queue = &cluster.queues[demand.queue.0 as usize];
+        let made = self.outcome.reservations.len();
+        let may = match queue.spec.as_ref().map(|s| s.backfill) {
+            None | Some(Backfill::Off) => false,
+            Some(Backfill::Easy) => made == 0,
+            Some(Backfill::Conservative) => made < RESERVATIONS_MAX,
+        };
+        if !may || self.budget.left == 0 {
+            return;
+        }
+        let needs: Vec<Need> = wants
+            .iter()
+            .map(|(position, count)| {
+                let demand = &self.demands[*position as usize];
+                Need {
+                    class: cluster.class(&demand.class),
+                    count: *count,
+                    run_max: demand.run_max.max(demand.run),
+                }
+            })
+            .collect();
+        let known = self.ahead.earliest(cluster, &needs, &[], &mut self.budget);
+        let waited = self.now.saturating_sub(demand.created);
+        let slot = match known {
+            // It fits as far as amounts go, and was refused for another reason: keeping others off
+            // would not help it.
+            Some(slot) if slot.start <= self.now => None,
+            Some(slot) => Some(slot),
+            None if waited > self.options.patience => self.ahead.hold(cluster, &needs),
+            None => None,
+        };
+        if let Some(slot) = slot {
+            self.ahead.reserve(cluster, &slot, &needs);
+            let places = slot.places.iter();
+            self.outcome.reservations.push(Reservation {
+                demand: *first,
+                start: slot.start,
+                nodes: places.map(|(node, _, n)| (NodeId(*node), *n)).collect(),
+            });
+        }
     }
 
     fn min(&self, position: u32) -> u32 {

@@ -18,7 +18,6 @@
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
 mod agenda;
-#[allow(dead_code)]
 mod ahead;
 mod attempt;
 pub mod check;
@@ -27,6 +26,7 @@ mod cluster;
 mod cycle;
 pub mod estimate;
 mod explain;
+mod fair;
 mod filter;
 mod index;
 mod intern;

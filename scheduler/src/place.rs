@@ -171,6 +171,19 @@ fn allowed(
     n
 }
 
+/// Whether the free amounts of some node that the class may use hold one task, vetoes and ports aside.
+pub(crate) fn fits_somewhere(cluster: &Cluster, class: u32) -> bool {
+    let entry = &cluster.classes.all[class as usize];
+    let requests = &cluster.tasks.shapes.get(entry.shape).requests;
+    let states = &cluster.states;
+    states.live.iter().any(|state| {
+        entry
+            .suits
+            .contains(states.profile[*state as usize] as usize)
+            && fits(states.free_of(*state), requests)
+    })
+}
+
 fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {
     match entry.indexes.iter().position(|(p, _)| *p == policy) {
         Some(i) => entry.indexes.swap_remove(i).1,

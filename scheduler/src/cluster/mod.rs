@@ -16,13 +16,13 @@ pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
 use self::profiles::Profiles;
-use self::queues::Queue;
+use self::queues::{OWNERS_FIRST, Owners, Queue};
 use self::states::{NONE, States};
 use self::tasks::Tasks;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
-use crate::spec::{Class, NodeSpec};
+use crate::spec::{Class, NodeSpec, Time};
 
 /// Resources that the flat arrays have room for at first; doubled when more are named.
 const STRIDE_FIRST: usize = 8;
@@ -68,6 +68,15 @@ pub struct Cluster {
     pub(crate) tasks: Tasks,
     pub(crate) queues: Vec<Queue>,
     queue_ids: HashMap<Arc<str>, u32>,
+    pub(crate) owners: Owners,
+    /// Owners kept before the table is gone through.
+    owners_max: usize,
+    /// Per resource: what all tasks hold that stay. As long as the stride.
+    pub(crate) charged: Vec<i128>,
+    /// How often any queue's use has changed.
+    pub(crate) charges: u64,
+    /// The latest time told.
+    pub(crate) now: Time,
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
 }
@@ -97,6 +106,11 @@ impl Cluster {
             tasks: Tasks::default(),
             queues: Vec::new(),
             queue_ids: HashMap::new(),
+            owners: Owners::default(),
+            owners_max: OWNERS_FIRST,
+            charged: vec![0; STRIDE_FIRST],
+            charges: 0,
+            now: 0,
             ports: FxMap::default(),
         }
     }
@@ -238,10 +252,14 @@ impl Cluster {
             *amounts = wide;
         }
         self.total.resize(stride, 0);
+        self.charged.resize(stride, 0);
         self.stride = stride;
         self.profiles.widen(stride);
         for queue in &mut self.queues {
             queue.widen(stride);
+        }
+        for owned in self.owners.values_mut() {
+            owned.held.resize(stride, 0);
         }
         self.states = States::new(stride);
         self.states.grow_nodes(self.nodes.len());
@@ -368,6 +386,7 @@ impl Cluster {
 
     /// Drops caches that have grown beyond their bounds. Called between cycles.
     pub(crate) fn sweep(&mut self) {
+        self.sweep_owners();
         let profiles_max = 2 * self.profiles.live() + 1024;
         if self.classes.all.len() > CLASSES_MAX || self.profiles.all.len() > profiles_max {
             for class in std::mem::take(&mut self.classes).all {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::Cluster;
 use super::states::NONE;
-use crate::spec::QueueSpec;
+use crate::fair::past::Past;
+use crate::intern::FxMap;
+use crate::spec::{Order, QueueSpec, Time};
 
 /// A queue, by number. Valid as long as the [`Cluster`] that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +49,30 @@ pub(crate) struct Queue {
     pub running: u64,
     /// The same of its own.
     pub own_running: u64,
+    /// Its own half-life or, without one, that of the nearest queue above that has one; 0: past use
+    /// does not count.
+    pub half_life: Time,
+    /// What its own tasks held in the past.
+    pub past: Past,
+    /// Its owners are told apart ([`Order::Fair`]).
+    pub by_owner: bool,
+    /// How often its own use has changed.
+    pub charges: u64,
 }
+
+/// What the tasks of one owner hold in one queue. Kept for queues with [`Order::Fair`] only.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Owned {
+    pub held: Vec<i128>,
+    pub running: u64,
+    pub past: Past,
+}
+
+/// Owners kept before those without anything are looked for.
+pub(crate) const OWNERS_FIRST: usize = 1024;
+
+/// By queue and owner.
+pub(crate) type Owners = FxMap<(u32, u64), Owned>;
 
 impl Queue {
     pub fn widen(&mut self, stride: usize) {
@@ -57,23 +82,6 @@ impl Queue {
         self.own.resize(stride, 0);
         self.leaving.resize(stride, 0);
         self.own_leaving.resize(stride, 0);
-    }
-
-    /// How many tasks of these requests the limits still allow.
-    pub fn head_room(&self, requests: &[(u32, i64)]) -> u32 {
-        requests
-            .iter()
-            .map(|(r, amount)| {
-                let r = *r as usize;
-                if self.limit[r] == i64::MAX {
-                    i64::MAX
-                } else {
-                    let held = self.used[r] + self.leaving[r];
-                    (super::clamp(i128::from(self.limit[r]) - held) / amount).max(0)
-                }
-            })
-            .min()
-            .map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
     }
 }
 
@@ -99,6 +107,10 @@ impl Cluster {
             own_leaving: vec![0; self.stride],
             running: 0,
             own_running: 0,
+            half_life: 0,
+            past: Past::default(),
+            by_owner: false,
+            charges: 0,
         });
         self.queue_ids.insert(name, id);
         QueueId(id)
@@ -127,13 +139,66 @@ impl Cluster {
         for (r, amount) in guarantees {
             queue.guarantee[r as usize] = amount.max(0);
         }
-        let parent = |spec: &Option<QueueSpec>| spec.as_ref().map(|s| s.parent.clone());
-        let moved = parent(&queue.spec) != parent(&spec);
+        let place = |spec: &Option<QueueSpec>| {
+            let spec = spec.as_ref()?;
+            Some((spec.parent.clone(), spec.half_life))
+        };
+        let moved = place(&queue.spec) != place(&spec);
         queue.spec = spec;
+        let by_owner = queue.spec.as_ref().is_some_and(|s| s.order == Order::Fair);
+        if queue.by_owner != by_owner {
+            self.queues[id.0 as usize].by_owner = by_owner;
+            self.count_owners(id.0);
+        }
         if moved {
             self.grow_tree();
         }
         id
+    }
+
+    /// Makes the table of a queue's owners anew, from all tasks. Past use starts at nothing.
+    fn count_owners(&mut self, queue: u32) {
+        self.owners.retain(|(q, _), _| *q != queue);
+        if !self.queues[queue as usize].by_owner {
+            return;
+        }
+        let tasks = self.tasks.slots.iter();
+        for task in tasks.filter(|t| t.node != NONE && t.queue == queue && !t.leaving) {
+            let owner = self.tasks.runs.get(task.run).owner;
+            let requests = &self.tasks.shapes.get(task.shape).requests;
+            let owned = self.owners.entry((queue, owner)).or_default();
+            owned.held.resize(self.stride, 0);
+            owned.running += 1;
+            for (r, amount) in requests {
+                owned.held[*r as usize] += i128::from(*amount);
+            }
+        }
+        let now = self.now;
+        for ((q, _), owned) in &mut self.owners {
+            if *q == queue {
+                owned.past.settle(&owned.held, 0, now);
+            }
+        }
+    }
+
+    /// Forgets owners that have nothing and whose past no longer counts, once there are many.
+    pub(crate) fn sweep_owners(&mut self) {
+        if self.owners.len() < self.owners_max {
+            return;
+        }
+        let (queues, now) = (&self.queues, self.now);
+        self.owners.retain(|(queue, _), owned| {
+            let half_life = queues[*queue as usize].half_life;
+            owned.past.settle(&owned.held, half_life, now);
+            owned.running > 0 || !owned.past.is_none()
+        });
+        self.owners_max = OWNERS_FIRST.max(2 * self.owners.len());
+    }
+
+    /// Tells the time, so that past use counts with its age. Call it before telling what ended: a
+    /// task counts as running until the time told last. A clock that goes back is ignored.
+    pub fn advance(&mut self, now: Time) {
+        self.now = self.now.max(now);
     }
 
     /// Finds every queue's place anew. Once per change of the tree, so plain.
@@ -199,6 +264,19 @@ impl Cluster {
                 at = above.parent;
             }
         }
+        for q in 0..self.queues.len() {
+            let mut at = q as u32;
+            let mut half_life = 0;
+            while at != NONE && half_life == 0 {
+                let queue = &self.queues[at as usize];
+                half_life = queue.spec.as_ref().map_or(0, |s| s.half_life.max(0));
+                at = queue.parent;
+            }
+            let queue = &mut self.queues[q];
+            queue.past.settle(&queue.own, queue.half_life, self.now);
+            queue.half_life = half_life;
+            queue.past.settle(&queue.own, half_life, self.now);
+        }
         // Below a queue that has no place there is none either.
         for q in 0..self.queues.len() {
             let mut at = self.queues[q].parent;
@@ -209,9 +287,30 @@ impl Cluster {
         }
     }
 
-    /// Changes what a queue and those above it hold by `count` tasks of a shape.
-    pub(crate) fn charge(&mut self, queue: u32, shape: u32, count: i64) {
+    /// Changes what a queue and those above it hold by `count` tasks of a shape that belong to `run`.
+    pub(crate) fn charge(&mut self, queue: u32, shape: u32, run: u32, count: i64) {
         let requests = &self.tasks.shapes.get(shape).requests;
+        let leaf = &mut self.queues[queue as usize];
+        leaf.past.settle(&leaf.own, leaf.half_life, self.now);
+        leaf.charges += 1;
+        leaf.own_running = leaf.own_running.saturating_add_signed(count);
+        for (r, amount) in requests {
+            leaf.own[*r as usize] += i128::from(*amount) * i128::from(count);
+        }
+        if leaf.by_owner {
+            let owner = self.tasks.runs.get(run).owner;
+            let half_life = leaf.half_life;
+            let owned = self.owners.entry((queue, owner)).or_default();
+            owned.held.resize(self.stride, 0);
+            owned.past.settle(&owned.held, half_life, self.now);
+            owned.running = owned.running.saturating_add_signed(count);
+            for (r, amount) in requests {
+                owned.held[*r as usize] += i128::from(*amount) * i128::from(count);
+            }
+            if owned.running == 0 && owned.past.is_none() {
+                self.owners.remove(&(queue, owner));
+            }
+        }
         let mut at = queue;
         while at != NONE {
             let node = &mut self.queues[at as usize];
@@ -221,10 +320,9 @@ impl Cluster {
             }
             at = node.parent;
         }
-        let leaf = &mut self.queues[queue as usize];
-        leaf.own_running = leaf.own_running.saturating_add_signed(count);
+        self.charges += 1;
         for (r, amount) in requests {
-            leaf.own[*r as usize] += i128::from(*amount) * i128::from(count);
+            self.charged[*r as usize] += i128::from(*amount) * i128::from(count);
         }
     }
 

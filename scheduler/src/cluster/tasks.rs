@@ -225,7 +225,7 @@ impl Cluster {
         if task.generation != id.generation || task.node == NONE || task.leaving == leaving {
             return false;
         }
-        let (node, queue, shape) = (task.node, task.queue, task.shape);
+        let (node, queue, shape, run) = (task.node, task.queue, task.shape, task.run);
         self.tasks.delist(id.slot);
         self.tasks.slots[id.slot as usize].leaving = leaving;
         self.tasks.enlist(id.slot);
@@ -235,7 +235,7 @@ impl Cluster {
             self.leaving[start + *r as usize] += sign * i128::from(*amount);
         }
         let count = if leaving { -1 } else { 1 };
-        self.charge(queue, shape, count);
+        self.charge(queue, shape, run, count);
         self.charge_leaving(queue, shape, -count);
         true
     }
@@ -268,7 +268,13 @@ impl Cluster {
         self.tasks.delist(id.slot);
         let new = self.tasks.runs.intern(run);
         self.tasks.runs.keep(new, 1);
-        let old = std::mem::replace(&mut self.tasks.slots[id.slot as usize].run, new);
+        let task = &mut self.tasks.slots[id.slot as usize];
+        let old = std::mem::replace(&mut task.run, new);
+        let (queue, shape, stays) = (task.queue, task.shape, !task.leaving);
+        if stays && self.tasks.runs.get(old).owner != run.owner {
+            self.charge(queue, shape, old, -1);
+            self.charge(queue, shape, new, 1);
+        }
         self.tasks.enlist(id.slot);
         let old_gang = self.tasks.runs.get(old).gang;
         self.tasks.runs.drop_one(old);
@@ -321,7 +327,7 @@ impl Cluster {
         if leaving {
             self.charge_leaving(queue, shape_id, -1);
         } else {
-            self.charge(queue, shape_id, -1);
+            self.charge(queue, shape_id, run, -1);
         }
         let gang = self.tasks.runs.get(run).gang;
         self.tasks.leave_gang(gang, id.slot);
@@ -371,7 +377,7 @@ impl Cluster {
         for port in &shape.ports {
             *self.ports.entry((node, *port)).or_insert(0) += count;
         }
-        self.charge(queue, shape_id, i64::from(count));
+        self.charge(queue, shape_id, run, i64::from(count));
         self.tasks.shapes.keep(shape_id, count);
         self.tasks.runs.keep(run, count);
         let Run {

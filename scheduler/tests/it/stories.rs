@@ -239,3 +239,68 @@ fn a_gang_larger_than_a_cycle_starts_when_its_turn_is_first() {
     let demands = gang(&mut c, 7, &[(class(1, 0), 9, 9)]);
     assert_eq!(cycle(&mut c, &demands, 0, small).placements.len(), 9);
 }
+
+/// One running task per node, each with its end.
+fn busy(c: &mut Cluster, ends: &[(&str, i64)]) {
+    let queue = c.queue("q");
+    for (node, end) in ends {
+        let run = Run {
+            end: *end,
+            end_max: *end,
+            ..Run::since(0)
+        };
+        c.bind(node, queue, &Class::new(class(4, 0)), run);
+    }
+}
+
+/// A demand for whole nodes that runs for so long.
+fn whole(c: &mut Cluster, id: u64, nodes: u32, run: i64) -> Demand {
+    let queue = c.queue("q");
+    Demand {
+        gang: id,
+        min: nodes,
+        created: id as i64,
+        run,
+        run_max: run,
+        ..Demand::new(id, Class::new(class(4, 0)), queue, nodes)
+    }
+}
+
+#[test]
+fn only_what_ends_in_time_passes_the_first_that_waits() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8), ("b", 4, 8), ("c", 4, 8)]);
+    busy(&mut c, &[("a", 100), ("b", 50)]);
+    // Two whole nodes are free together at 50: b, and c, which is free already.
+    let demands = [
+        whole(&mut c, 1, 2, 500),
+        whole(&mut c, 2, 1, 51),
+        whole(&mut c, 3, 1, 50),
+    ];
+    let outcome = cycle(&mut c, &demands, 0, Options::default());
+    let placed: Vec<u32> = outcome.placements.iter().map(|p| p.demand).collect();
+    assert_eq!(placed, [2]);
+    let at: Vec<_> = outcome.reservations.iter().map(|r| r.start).collect();
+    assert_eq!(at, [50]);
+    assert_eq!(outcome.waiting[1].cause, Cause::Reserved);
+    assert_eq!(check(&c), Vec::<String>::new());
+}
+
+#[test]
+fn what_nobody_knows_the_end_of_is_waited_out_when_patience_ends() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8), ("b", 4, 8)]);
+    busy(&mut c, &[("a", NEVER)]);
+    let options = Options {
+        patience: 10,
+        ..Options::default()
+    };
+    let demands = [whole(&mut c, 1, 2, NEVER), whole(&mut c, 2, 1, NEVER)];
+    let early = cycle(&mut c.clone(), &demands, 11, options);
+    assert_eq!(early.placements.len(), 1, "nobody is kept waiting yet");
+    let late = cycle(&mut c, &demands, 12, options);
+    assert_eq!(
+        late.placements,
+        [],
+        "newcomers stay off what will be needed"
+    );
+    assert_eq!(late.reservations[0].start, NEVER);
+}
