@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fair;
+mod history;
 mod model;
 mod random;
 mod stories;
