@@ -1,15 +1,17 @@
 //! Attempt: tasks placed on trial, which are kept or undone together.
 
 use crate::agenda::head_room;
-use crate::cluster::Cluster;
-use crate::cycle::{Cause, Placement};
+use crate::cluster::{Cluster, NodeId};
+use crate::cycle::{Cause, Eviction, Placement};
 use crate::place::{Ask, Budget, Veto, fits_somewhere, place};
+use crate::preempt::{self, Want};
 use crate::spec::{Demand, Time};
 
 pub(crate) struct Attempt<'a> {
     demands: &'a [Demand],
     now: Time,
     pub placements: Vec<Placement>,
+    pub evictions: Vec<Eviction>,
 }
 
 impl<'a> Attempt<'a> {
@@ -18,6 +20,7 @@ impl<'a> Attempt<'a> {
             demands,
             now,
             placements: Vec::new(),
+            evictions: Vec::new(),
         }
     }
 
@@ -79,10 +82,69 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Makes room for `want` tasks of a demand, all of them, by evicting at most `victims` others,
+    /// and places them there; false if that cannot be.
+    pub fn make_room(
+        &mut self,
+        cluster: &mut Cluster,
+        position: u32,
+        want: u32,
+        victims: u32,
+        vetoes: &[&dyn Veto],
+        budget: &mut Budget,
+    ) -> bool {
+        let demand = &self.demands[position as usize];
+        let queue = demand.queue.0;
+        let class = cluster.class(&demand.class);
+        cluster.learn_profiles(class);
+        let asked = Want {
+            class,
+            count: want,
+            queue,
+            priority: demand.priority,
+            demand,
+        };
+        let found = preempt::victims(cluster, &asked, self.now, victims, budget, vetoes);
+        let Some(room) = found else {
+            return false;
+        };
+        for task in room.victims {
+            cluster.leave(task);
+            self.evictions.push(Eviction {
+                task,
+                demand: position,
+            });
+        }
+        let shape = cluster.classes.all[class as usize].shape;
+        let run = cluster.tasks.runs.intern(demand.starts(self.now));
+        for (node, count) in room.places {
+            let placements = &mut self.placements;
+            cluster.take(node, queue, shape, run, count, |task| {
+                placements.push(Placement {
+                    demand: position,
+                    node: NodeId(node),
+                    task,
+                    waits: true,
+                });
+            });
+        }
+        cluster.tasks.runs.drop_unused(run);
+        true
+    }
+
+    /// How many tasks of a demand are placed.
+    pub fn placed(&self, position: u32) -> u32 {
+        let mine = self.placements.iter().filter(|p| p.demand == position);
+        mine.count() as u32
+    }
+
     /// Takes everything back.
     pub fn undo(self, cluster: &mut Cluster) {
         for placement in self.placements.iter().rev() {
             cluster.release(placement.task);
+        }
+        for eviction in self.evictions.iter().rev() {
+            cluster.stay(eviction.task);
         }
     }
 }

@@ -187,6 +187,10 @@ impl<'a> Pass<'a> {
             match answer {
                 Ok(()) => open |= self.left[*position as usize] > 0,
                 Err((_, cause)) => {
+                    self.push_aside(cluster, *position, want - placed, cause);
+                    if self.left[*position as usize] == 0 {
+                        continue;
+                    }
                     let count = std::mem::take(&mut self.left[*position as usize]);
                     self.outcome.waiting.push(Waiting {
                         demand: *position,
@@ -218,10 +222,17 @@ impl<'a> Pass<'a> {
         let (attempt, answer) = self.attempt(cluster, &wants, budget);
         if let Err((at, cause)) = answer {
             attempt.undo(cluster);
+            if self.push_aside_for_gang(cluster, &wants, cause) {
+                return self.gang_started(unit);
+            }
             self.reserve(cluster, &wants, cause);
             return self.blocked(unit, |p| if p == at { cause } else { Cause::Gang(at) });
         }
         self.take(attempt);
+        self.gang_started(unit)
+    }
+
+    fn gang_started(&mut self, unit: &Unit) -> bool {
         for position in &unit.demands {
             self.started[*position as usize] = true;
         }
@@ -255,6 +266,99 @@ impl<'a> Pass<'a> {
         }
         self.budget.spend(budget.spent);
         (attempt, answer)
+    }
+
+    /// Places up to `want` tasks of a demand by evicting others, one first, then twice as many as
+    /// long as that goes well: a search for many costs more than one for few.
+    fn push_aside(&mut self, cluster: &mut Cluster, position: u32, want: u32, cause: Cause) {
+        let mut left = want.min(self.room());
+        let (mut step, mut growing) = (1, true);
+        while left > 0 && self.may_evict(cause) {
+            let demand = &self.demands[position as usize];
+            let count = step.min(left);
+            let mut attempt = Attempt::new(self.demands, self.now);
+            let reserved = (!self.ahead.is_empty()).then(|| {
+                let end_max = demand.starts(self.now).end_max;
+                self.ahead.veto(end_max)
+            });
+            let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
+            let victims = self.victims_max(cluster, position);
+            let budget = &mut self.budget;
+            if attempt.make_room(cluster, position, count, victims, &vetoes, budget) {
+                drop(vetoes);
+                drop(reserved);
+                self.evicted(cluster, &attempt);
+                self.take(attempt);
+                left -= count;
+                step = if growing {
+                    step.saturating_mul(2)
+                } else {
+                    step
+                };
+            } else if count > 1 {
+                growing = false;
+                step = count / 2;
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// The minimum of every demand of a gang, by evicting others where it does not fit, or nothing.
+    fn push_aside_for_gang(
+        &mut self,
+        cluster: &mut Cluster,
+        wants: &[(u32, u32)],
+        cause: Cause,
+    ) -> bool {
+        if !self.may_evict(cause) {
+            return false;
+        }
+        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut budget = self.budget;
+        let whole = wants.iter().all(|(position, want)| {
+            let demand = &self.demands[*position as usize];
+            let end_max = demand.starts(self.now).end_max;
+            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
+            let answer = attempt.place(cluster, *position, *want, &vetoes, &mut budget);
+            let left = want - attempt.placed(*position);
+            let used = u32::try_from(attempt.evictions.len()).unwrap_or(u32::MAX);
+            let victims = self.victims_max(cluster, *position).saturating_sub(used);
+            answer.is_ok()
+                || attempt.make_room(cluster, *position, left, victims, &vetoes, &mut budget)
+        });
+        self.budget = budget;
+        if whole {
+            self.evicted(cluster, &attempt);
+            self.take(attempt);
+        } else {
+            attempt.undo(cluster);
+        }
+        whole
+    }
+
+    fn may_evict(&self, cause: Cause) -> bool {
+        matches!(cause, Cause::NoFit | Cause::Reserved | Cause::QueueLimit) && self.budget.left > 0
+    }
+
+    /// How many tasks may still be evicted for a demand.
+    fn victims_max(&self, cluster: &Cluster, position: u32) -> u32 {
+        let queue = self.demands[position as usize].queue;
+        let evicted = u32::try_from(self.outcome.evictions.len()).unwrap_or(u32::MAX);
+        let left = self.options.evictions.saturating_sub(evicted);
+        left.min(cluster.queues[queue.0 as usize].evictions_left)
+    }
+
+    /// Counts evictions against the bounds of those for whom they are.
+    fn evicted(&mut self, cluster: &mut Cluster, attempt: &Attempt<'_>) {
+        for eviction in &attempt.evictions {
+            let queue = self.demands[eviction.demand as usize].queue;
+            let left = &mut cluster.queues[queue.0 as usize].evictions_left;
+            if *left != u32::MAX {
+                *left = left.saturating_sub(1);
+            }
+        }
     }
 
     /// Keeps a place in the future for tasks that cannot start now, if it is their queue's way and
@@ -340,5 +444,6 @@ impl<'a> Pass<'a> {
             self.left[placement.demand as usize] -= 1;
             self.outcome.placements.push(placement);
         }
+        self.outcome.evictions.extend(attempt.evictions);
     }
 }

@@ -370,6 +370,11 @@ impl Cluster {
         id
     }
 
+    /// Lets a class look at profiles that are new to it.
+    pub(crate) fn learn_profiles(&mut self, class: u32) {
+        self.classes.all[class as usize].learn(&self.profiles);
+    }
+
     fn shape(&mut self, class: &Class) -> u32 {
         let spec = class.spec();
         let requests = spec

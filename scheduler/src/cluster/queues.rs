@@ -45,6 +45,8 @@ pub(crate) struct Queue {
     pub leaving: Vec<i128>,
     /// The same of its own tasks.
     pub own_leaving: Vec<i128>,
+    /// Tasks that may still be evicted for it.
+    pub evictions_left: u32,
     /// Tasks in the subtree, without those that leave.
     pub running: u64,
     /// The same of its own.
@@ -105,6 +107,7 @@ impl Cluster {
             own: vec![0; self.stride],
             leaving: vec![0; self.stride],
             own_leaving: vec![0; self.stride],
+            evictions_left: u32::MAX,
             running: 0,
             own_running: 0,
             half_life: 0,
@@ -346,6 +349,12 @@ impl Cluster {
     /// Why a queue that is there takes part in nothing.
     pub fn detached(&self, queue: QueueId) -> Option<Detached> {
         self.queues[queue.0 as usize].detached
+    }
+
+    /// Sets how many tasks may still be evicted for demands of a queue. Each eviction takes one off;
+    /// without a word about it there is no bound.
+    pub fn allow_evictions(&mut self, queue: QueueId, count: u32) {
+        self.queues[queue.0 as usize].evictions_left = count;
     }
 
     /// A queue's name.

@@ -271,11 +271,11 @@ impl Cluster {
         let task = &mut self.tasks.slots[id.slot as usize];
         let old = std::mem::replace(&mut task.run, new);
         let (queue, shape, stays) = (task.queue, task.shape, !task.leaving);
+        self.tasks.enlist(id.slot);
         if stays && self.tasks.runs.get(old).owner != run.owner {
             self.charge(queue, shape, old, -1);
             self.charge(queue, shape, new, 1);
         }
-        self.tasks.enlist(id.slot);
         let old_gang = self.tasks.runs.get(old).gang;
         self.tasks.runs.drop_one(old);
         if old_gang != run.gang {

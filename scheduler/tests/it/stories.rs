@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rota_scheduler::check::check;
+use rota_scheduler::check::{self, check};
 use rota_scheduler::*;
 
 fn amounts(cpu: i64, memory: i64) -> BTreeMap<String, i64> {
@@ -303,4 +303,39 @@ fn what_nobody_knows_the_end_of_is_waited_out_when_patience_ends() {
         "newcomers stay off what will be needed"
     );
     assert_eq!(late.reservations[0].start, NEVER);
+}
+
+#[test]
+fn a_higher_priority_takes_the_place_of_what_loses_least() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8), ("b", 4, 8)]);
+    let queue = c.queue("q");
+    let runs = [("a", 10), ("b", 90)].map(|(node, start)| {
+        let run = Run {
+            preemptible: true,
+            ..Run::since(start)
+        };
+        c.bind(node, queue, &Class::new(class(4, 0)), run)
+    });
+    let urgent = Demand {
+        priority: 1,
+        ..Demand::new(1, Class::new(class(2, 0)), queue, 1)
+    };
+    let outcome = cycle(
+        &mut c,
+        std::slice::from_ref(&urgent),
+        100,
+        Options::default(),
+    );
+    assert_eq!(outcome.evictions.len(), 1);
+    assert_eq!(outcome.evictions[0].task, runs[1], "the younger loses less");
+    let placed = outcome.placements[0];
+    assert!(placed.waits && !c.may_start(placed.task));
+    assert_eq!(check(&c), Vec::<String>::new());
+    assert_eq!(check::over_allocated(&c), []);
+    c.release(runs[1]);
+    assert!(c.may_start(placed.task));
+    // An equal does not come back to push it out again.
+    let equal = Demand::new(2, Class::new(class(4, 0)), queue, 1);
+    let again = cycle(&mut c, &[equal], 101, Options::default());
+    assert_eq!((again.placements.len(), again.evictions.len()), (0, 0));
 }
