@@ -109,8 +109,8 @@ pub struct History {
     live: BTreeMap<Work, Live>,
     /// Works that evicted somebody and are not placed yet, with the time by which they must be.
     promised: BTreeMap<Work, Time>,
-    /// Who was evicted by whom, and when.
-    evicted: BTreeMap<Work, (Work, Time)>,
+    /// Who was evicted by whom, when, and whether for what its queue is owed.
+    evicted: BTreeMap<Work, (Work, Time, bool)>,
     /// Since when a queue wants and has nothing.
     starved: BTreeMap<String, Time>,
 }
@@ -138,7 +138,9 @@ impl History {
                 priority,
                 fenced,
             } => {
-                self.promised.remove(work);
+                if self.promised.remove(work).is_none() {
+                    self.shares_moved();
+                }
                 let live = Live {
                     node: (*node).to_owned(),
                     priority: *priority,
@@ -167,7 +169,8 @@ impl History {
                 if *for_ever {
                     self.promised.remove(work);
                     self.evicted
-                        .retain(|victim, (by, _)| victim != work && by != work);
+                        .retain(|victim, (by, ..)| victim != work && by != work);
+                    self.shares_moved();
                 }
             }
             Event::Lost { work } => {
@@ -207,7 +210,7 @@ impl History {
     pub fn overdue(&mut self, now: Time) -> Vec<String> {
         let patience = self.patience;
         self.evicted
-            .retain(|_, (_, at)| now.saturating_sub(*at) <= patience);
+            .retain(|_, (_, at, _)| now.saturating_sub(*at) <= patience);
         let late = self.promised.iter().filter(|(_, until)| **until < now);
         let late = late.map(|(work, _)| format!("others left for {work:?}, which did not start"));
         let starved = self.starved.iter();
@@ -226,6 +229,8 @@ impl History {
         wrong: &mut Vec<String>,
     ) {
         match (self.live.get(&work), reason) {
+            // Room was made for it and is needed by somebody higher.
+            (None, _) if self.promised.contains_key(&work) => {}
             (None, _) => wrong.push(format!("{work:?} is evicted and does not run")),
             (Some(live), Reason::Priority) if live.priority >= priority => wrong.push(format!(
                 "{work:?} of priority {} is evicted for {by:?} of {priority}",
@@ -240,7 +245,6 @@ impl History {
             }
             _ => {}
         }
-        // Whoever evicted this one needs no place any more: somebody higher took it.
         self.promised.remove(&work);
         if !self.live.contains_key(&by) {
             self.promised
@@ -256,10 +260,17 @@ impl History {
                 break;
             }
             match self.evicted.get(&at) {
-                Some((next, since)) if now.saturating_sub(*since) <= self.patience => at = *next,
+                Some((next, since, _)) if now.saturating_sub(*since) <= self.patience => at = *next,
                 _ => break,
             }
         }
-        self.evicted.insert(work, (by, now));
+        self.evicted
+            .insert(work, (by, now, reason == Reason::Reclaim));
+    }
+
+    /// A task started in free room or is done: what queues are owed is another matter now, so what was
+    /// reclaimed may go the other way.
+    fn shares_moved(&mut self) {
+        self.evicted.retain(|_, (_, _, reclaimed)| !*reclaimed);
     }
 }

@@ -1,11 +1,13 @@
 //! Rank: who may be evicted by whom.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Want;
 use super::cost::{self, RESTART};
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
+use crate::intern::FxMap;
 use crate::place::Budget;
 use crate::spec::{NEVER, Order, Reclaim, Run, Time};
 
@@ -16,8 +18,12 @@ pub(crate) struct Rank {
     pub lists: Vec<(i32, u32)>,
     /// Lowest priority among them.
     pub lowest: i32,
-    /// Queues that something may be reclaimed from. Taken out when that is no longer so.
-    pub open: BTreeMap<u32, bool>,
+    /// Queues that something might be reclaimed from.
+    open: BTreeMap<u32, bool>,
+    /// Node and queue of which no more may be reclaimed together.
+    closed: BTreeSet<(u32, u32)>,
+    /// By queue and shape, whether one such task may be reclaimed as the cluster is now.
+    judged: RefCell<FxMap<(u32, u32), bool>>,
     /// How the own queue's tasks are compared; `None`: they are never evicted.
     within: Option<Order>,
 }
@@ -49,7 +55,8 @@ impl Rank {
                 reclaims
                     && *open
                         .entry(*queue)
-                        .or_insert_with(|| may_reclaim(cluster, *queue, want.queue, requests))
+                        // Whatever goes: where the gain alone is too much, nothing may.
+                        .or_insert_with(|| may_move(cluster, *queue, &[], want.queue, requests))
             };
             if listed {
                 lists.push((*priority, *queue));
@@ -60,12 +67,43 @@ impl Rank {
             lowest: lists.first().map_or(0, |(priority, _)| *priority),
             lists,
             open,
+            closed: BTreeSet::new(),
+            judged: RefCell::default(),
             within,
         }
     }
 
     pub fn nobody(&self) -> bool {
         self.lists.is_empty()
+    }
+
+    /// Whether one task of another queue may go for one of the demand, as the cluster is now.
+    pub fn may_reclaim(&self, cluster: &Cluster, want: &Want<'_>, slot: u32) -> bool {
+        let task = &cluster.tasks.slots[slot as usize];
+        let key = (task.queue, task.shape);
+        *self.judged.borrow_mut().entry(key).or_insert_with(|| {
+            let shape = cluster.classes.all[want.class as usize].shape;
+            let loss = &cluster.tasks.shapes.get(task.shape).requests;
+            let gain = &cluster.tasks.shapes.get(shape).requests;
+            may_move(cluster, task.queue, loss, want.queue, gain)
+        })
+    }
+
+    /// What queues hold has changed: they are judged anew.
+    pub fn changed(&mut self) {
+        self.judged.get_mut().clear();
+    }
+
+    /// A task may not be reclaimed together with others; its node's and queue's tasks stay.
+    pub fn close(&mut self, cluster: &Cluster, slot: u32) {
+        let task = &cluster.tasks.slots[slot as usize];
+        self.closed.insert((task.node, task.queue));
+    }
+
+    /// The same for all of its queue.
+    pub fn close_queue(&mut self, cluster: &Cluster, slot: u32) {
+        let task = &cluster.tasks.slots[slot as usize];
+        self.open.insert(task.queue, false);
     }
 
     /// Whether this one task may be evicted for the demand.
@@ -82,7 +120,9 @@ impl Rank {
             return false;
         }
         if task.queue != want.queue {
-            return self.open.get(&task.queue).copied().unwrap_or(false);
+            return self.open.get(&task.queue).copied().unwrap_or(false)
+                && !self.closed.contains(&(task.node, task.queue))
+                && self.may_reclaim(cluster, want, slot);
         }
         let lower = run.priority < want.priority;
         match self.within {
@@ -110,10 +150,14 @@ fn gains(short: Time, run: &Run, now: Time) -> bool {
         < remains
 }
 
-/// Whether queue `from` may lose a task so that `to` gets one of these requests: where their ways up
-/// part, `from`'s side holds more than it is owed of something asked for, and `to`'s side stays
-/// within what it is owed.
-pub(crate) fn may_reclaim(cluster: &Cluster, from: u32, to: u32, requests: &[(u32, i64)]) -> bool {
+/// Stands in for the queue tree's rule.
+fn may_move(
+    cluster: &Cluster,
+    from: u32,
+    loss: &[(u32, i64)],
+    to: u32,
+    gain: &[(u32, i64)],
+) -> bool {
     let path = |mut at: u32| {
         let mut path = Vec::new();
         while at != NONE {
@@ -133,12 +177,10 @@ pub(crate) fn may_reclaim(cluster: &Cluster, from: u32, to: u32, requests: &[(u3
         &cluster.queues[*to as usize],
     );
     let owed = |(r, amount): &(u32, i64)| {
-        let r = *r as usize;
-        to.used[r] + i128::from(*amount) <= i128::from(to.guarantee[r])
+        to.used[*r as usize] + i128::from(*amount) <= i128::from(to.guarantee[*r as usize])
     };
-    let borrows = |(r, _): &(u32, i64)| {
-        let r = *r as usize;
-        from.used[r] > i128::from(from.guarantee[r])
+    let kept = |(r, amount): &(u32, i64)| {
+        from.used[*r as usize] - i128::from(*amount) >= i128::from(from.guarantee[*r as usize])
     };
-    requests.iter().all(owed) && requests.iter().any(borrows)
+    gain.iter().all(owed) && loss.iter().all(kept)
 }

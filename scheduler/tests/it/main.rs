@@ -4,5 +4,6 @@
 mod fair;
 mod history;
 mod model;
+mod preempt;
 mod random;
 mod stories;
