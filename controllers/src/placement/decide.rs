@@ -266,6 +266,7 @@ impl Memory {
             patience: PATIENCE,
             ..Options::default()
         };
+        self.allow_evictions(now);
         let outcome = cycle(&mut self.cluster, &demands, millis(now), options);
         self.evict(&outcome, &serials, now);
         // A gang of which one member must wait for others to leave starts when all can.
@@ -564,7 +565,11 @@ impl Memory {
                 }
             }
             Answer::Failed(Failure::Transient { .. } | Failure::LeaseLost(_)) => {
-                self.resend.push(write);
+                // Nobody knows which of a gang are there: each is made certain by itself.
+                self.resend.push(Write {
+                    together: 0,
+                    ..write
+                });
             }
             Answer::Failed(failure) => {
                 tracing::warn!(task = %key, %failure, "a Task was refused");

@@ -4,7 +4,7 @@ use rota_api::{Quantity, WaitReason, WaitingFor};
 use rota_scheduler::{Blocker, Change, Explanation, Taint};
 
 /// Most reasons that a status holds.
-const REASONS_MAX: usize = 16;
+pub(super) const REASONS_MAX: usize = 16;
 
 /// The `waitingFor` of an explanation; `queue` is the Job's.
 pub fn waiting_for(why: &Explanation, queue: &str) -> WaitingFor {

@@ -8,4 +8,5 @@ mod jobs;
 mod nodes;
 mod placement;
 mod seam;
+mod sharing;
 mod world;
