@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use rota_api::names::{FINALIZER_LEDGER, ledger_name, task_name};
 use rota_api::{Job, JobType, Task};
-use rota_scheduler::{Cause, Demand, Options, cycle};
+use rota_scheduler::{Cause, Class, Demand, Options, QueueId, cycle};
 use serde_json::{Value, json};
 
 use super::body::{Mould, ledger_item};
@@ -16,11 +16,11 @@ use crate::lifecycle::{self, Hold, Ledger};
 use crate::runtime::{Failure, Key};
 
 /// Tasks created by one cycle at most, so that a cycle and its request stay short.
-const PLACEMENTS_MAX: u32 = 1000;
+pub(super) const PLACEMENTS_MAX: u32 = 1000;
 /// Creates on their way at most; above that the next cycle waits for answers.
 const CREATING_MAX: usize = 4000;
 /// Work units of a cycle: about a tenth of a second.
-const BUDGET: u64 = 10_000_000;
+pub(super) const BUDGET: u64 = 10_000_000;
 /// Pause of a Job whose Tasks the API refuses.
 const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 
@@ -235,17 +235,15 @@ impl Memory {
             if job.starved && !look_at_all {
                 continue;
             }
-            let meta = job.job.as_ref().map(|j| &j.metadata);
-            let created = meta.and_then(|m| m.creation_timestamp.as_ref());
+            let Some(object) = &job.job else { continue };
             serials.push(*serial);
-            demands.push(Demand {
-                id: *serial,
-                class: make.class.clone(),
-                queue: make.queue,
-                priority: job.job.as_ref().map_or(0, |j| j.spec.priority),
-                created: created.map_or(0, |t| t.0.as_second()),
-                count: room(job),
-            });
+            demands.push(demand(
+                *serial,
+                object,
+                make.class.clone(),
+                make.queue,
+                room(job),
+            ));
         }
         if demands.is_empty() {
             return writes;
@@ -584,6 +582,20 @@ impl Memory {
                 self.chunks.insert((serial, number));
             }
         }
+    }
+}
+
+/// What waits of a Job, as a cycle takes it; the same for Jobs that are and for those that a plan
+/// supposes.
+pub(super) fn demand(id: u64, job: &Job, class: Class, queue: QueueId, count: u32) -> Demand {
+    let created = job.metadata.creation_timestamp.as_ref();
+    Demand {
+        id,
+        class,
+        queue,
+        priority: job.spec.priority,
+        created: created.map_or(0, |t| t.0.as_second()),
+        count,
     }
 }
 

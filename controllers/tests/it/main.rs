@@ -7,5 +7,6 @@ mod informer;
 mod jobs;
 mod nodes;
 mod placement;
+mod questions;
 mod seam;
 mod world;

@@ -106,7 +106,7 @@ impl Agents {
     }
 }
 
-async fn node(world: &World, name: &str, cpu: &str) {
+pub async fn node(world: &World, name: &str, cpu: &str) {
     let body = json!({"apiVersion": "v1", "kind": "Node", "metadata": {
         "name": name, "labels": {"rota.dev/agent": "true", "kubernetes.io/hostname": name}}});
     world.admin.post("/api/v1/nodes", &body).await.unwrap();
@@ -117,7 +117,7 @@ async fn node(world: &World, name: &str, cpu: &str) {
     world.admin.patch(&path, &status).await.unwrap();
 }
 
-async fn queue(world: &World, name: &str, spec: Value) {
+pub async fn queue(world: &World, name: &str, spec: Value) {
     let body = json!({"apiVersion": "rota.dev/v1", "kind": "Queue",
         "metadata": {"name": name}, "spec": spec});
     match world.get(&format!("{QUEUES}/{name}")).await {
@@ -136,7 +136,7 @@ async fn queue(world: &World, name: &str, spec: Value) {
 }
 
 /// A Job whose tasks ask for this much cpu.
-async fn submit(world: &World, name: &str, cpu: &str, mut spec: Value) {
+pub async fn submit(world: &World, name: &str, cpu: &str, mut spec: Value) {
     spec["template"] = json!({"spec": {
         "command": ["true"], "resources": {"requests": {"cpu": cpu}},
         "nodeSelector": spec["nodeSelector"].take(),
@@ -151,14 +151,14 @@ async fn submit(world: &World, name: &str, cpu: &str, mut spec: Value) {
     world.admin.post(JOBS, &job(name, spec)).await.unwrap();
 }
 
-async fn until_job(world: &World, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+pub async fn until_job(world: &World, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     world
         .until(&format!("{JOBS}/{name}"), |j| j.is_some_and(&wanted))
         .await
         .unwrap()
 }
 
-async fn tasks(world: &World) -> Vec<Value> {
+pub async fn tasks(world: &World) -> Vec<Value> {
     world.admin.list::<Value>(TASKS, "").await.unwrap().0
 }
 

@@ -1,0 +1,217 @@
+//! Trial: what placement would do if some Jobs and Queues were applied now. It runs the scheduler's
+//! own cycles on a copy of the cluster, with the supposed Jobs among those that wait, so that it
+//! cannot tell anything else than what the next cycles would do. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rota_api::names::API_VERSION;
+use rota_api::{Job, JobType, Queue, WaitingFor};
+use rota_scheduler::{Cause, Class, Cluster, Demand, Options, QueueId, cycle, explain};
+use serde_json::{Value, json};
+
+use super::decide::{BUDGET, PLACEMENTS_MAX, demand, room};
+use super::memory::{JobMem, Memory};
+use super::status::only;
+use super::{need, why};
+use crate::lifecycle::{self, Edges};
+
+/// A supposed Job.
+struct Supposed {
+    namespace: String,
+    name: String,
+    queue_name: String,
+    class: Class,
+    queue: QueueId,
+    /// Tasks that it would want to start now.
+    tasks: u32,
+    /// Why it would start none of them, whatever room there is.
+    held: Option<WaitingFor>,
+    /// Its position among the demands.
+    demand: Option<usize>,
+    /// What it got, by node.
+    placed: BTreeMap<String, u32>,
+}
+
+/// A copy of what matters, ready to be tried out.
+pub struct Trial {
+    cluster: Cluster,
+    demands: Vec<Demand>,
+    jobs: Vec<Supposed>,
+    version: u64,
+}
+
+impl Memory {
+    /// Copies what is needed to say what would happen if these were applied now. Jobs that exist
+    /// already, by namespace and name, are supposed to change into these.
+    pub fn plan(&self, jobs: &[Job], queues: &[Queue], version: u64, now: Timestamp) -> Trial {
+        let mut cluster = self.cluster.clone();
+        for queue in queues {
+            let name = queue.metadata.name.as_deref().unwrap_or("");
+            cluster.set_queue(name, Some(need::queue(&queue.spec)));
+        }
+        let spec_of = |name: &str| {
+            let supposed = queues
+                .iter()
+                .find(|q| q.metadata.name.as_deref() == Some(name));
+            let known = || self.queues.get(name)?.queue.as_deref();
+            supposed.or_else(known).map(|q| &q.spec)
+        };
+        let mut replaced = BTreeSet::new();
+        let mut supposed = Vec::new();
+        let mut demands = Vec::new();
+        for (i, job) in jobs.iter().enumerate() {
+            let namespace = job.metadata.namespace.clone().unwrap_or_default();
+            let name = job.metadata.name.clone().unwrap_or_default();
+            let serial = self.serial_of(&namespace, &name);
+            replaced.extend(serial);
+            let known = serial.and_then(|serial| self.jobs.get(&serial));
+            let find = |name: &str| {
+                let here = |j: &&Job| {
+                    j.metadata.name.as_deref() == Some(name)
+                        && j.metadata.namespace.as_deref() == Some(&namespace)
+                };
+                let found = jobs.iter().find(here).cloned().map(Arc::new);
+                found.or_else(|| self.job_named(&namespace, name))
+            };
+            let held = match lifecycle::edges(job, &find) {
+                Edges::Open => None,
+                Edges::Waiting(text) | Edges::Never(text) => Some(text),
+                Edges::Cycle(names) => Some(format!("waits for itself: {}", names.join(" -> "))),
+            };
+            let queue = spec_of(&job.spec.queue);
+            let spec = &job.spec.template.spec;
+            let defaults = queue.and_then(|q| q.default_resources.as_ref());
+            let class = need::class(spec, &need::requests(spec, defaults));
+            let queue = cluster.queue(&job.spec.queue);
+            let tasks = wanted(job, known);
+            let mut it = Supposed {
+                namespace,
+                name,
+                queue_name: job.spec.queue.clone(),
+                class: class.clone(),
+                queue,
+                tasks,
+                held: held.map(|text| only(why::plain("AfterJob", text))),
+                demand: None,
+                placed: BTreeMap::new(),
+            };
+            if it.held.is_none() && tasks > 0 {
+                // The numbers that they would get.
+                let id = serial.unwrap_or(self.serial + 1 + i as u64);
+                it.demand = Some(demands.len());
+                let mut demand = demand(id, job, class, queue, tasks);
+                if known.is_none() {
+                    demand.created = now.as_second();
+                }
+                demands.push(demand);
+            }
+            supposed.push(it);
+        }
+        for serial in self.hungry.difference(&replaced) {
+            let Some(job) = self.jobs.get(serial) else {
+                continue;
+            };
+            if let (Some(object), Some(make)) = (&job.job, &job.make) {
+                let count = room(job);
+                demands.push(demand(
+                    *serial,
+                    object,
+                    make.class.clone(),
+                    make.queue,
+                    count,
+                ));
+            }
+        }
+        Trial {
+            cluster,
+            demands,
+            jobs: supposed,
+            version,
+        }
+    }
+}
+
+/// Tasks that a Job would want to start now, given what is known of it already.
+fn wanted(job: &Job, known: Option<&JobMem>) -> u32 {
+    if job.spec.suspend || lifecycle::is_finished(job) {
+        return 0;
+    }
+    let most = u64::from(lifecycle::parallelism(job));
+    let indexes = match job.spec.type_ {
+        JobType::Batch => u64::from(lifecycle::completions(job)),
+        JobType::Service => most,
+    };
+    let (live, ready) = known.map_or((0, indexes), |known| {
+        let more = indexes.saturating_sub(u64::from(known.n));
+        (known.book.live(), known.book.ready() + more)
+    });
+    let count = most.saturating_sub(live).min(ready);
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+impl Trial {
+    /// Runs cycles until nothing moves any more, and tells what became of the supposed Jobs.
+    pub fn run(mut self) -> Value {
+        let options = Options {
+            budget: BUDGET,
+            placements: PLACEMENTS_MAX,
+        };
+        let of: BTreeMap<usize, usize> = self
+            .jobs
+            .iter()
+            .enumerate()
+            .filter_map(|(i, job)| Some((job.demand?, i)))
+            .collect();
+        loop {
+            let outcome = cycle(&mut self.cluster, &self.demands, options);
+            for placement in &outcome.placements {
+                let position = placement.demand as usize;
+                self.demands[position].count -= 1;
+                if let Some(i) = of.get(&position) {
+                    let node = self.cluster.node_name(placement.node).to_string();
+                    *self.jobs[*i].placed.entry(node).or_default() += 1;
+                }
+            }
+            // What the limits of one cycle have held back, the next one decides.
+            let goes_on = outcome.waiting.iter().any(|w| w.cause == Cause::Budget);
+            if outcome.placements.is_empty() || !goes_on {
+                break;
+            }
+        }
+        let jobs: Vec<Value> = self
+            .jobs
+            .into_iter()
+            .map(|job| told(&mut self.cluster, job))
+            .collect();
+        json!({
+            "kind": "Plan", "apiVersion": API_VERSION,
+            "metadata": {"resourceVersion": self.version.to_string()},
+            "jobs": jobs,
+            "evictions": [],
+        })
+    }
+}
+
+fn told(cluster: &mut Cluster, job: Supposed) -> Value {
+    let placed: u32 = job.placed.values().sum();
+    let waiting = job.tasks.saturating_sub(placed);
+    let placements: Vec<Value> = job
+        .placed
+        .iter()
+        .map(|(node, tasks)| json!({"node": node, "tasks": tasks}))
+        .collect();
+    let mut answer = json!({
+        "namespace": job.namespace, "name": job.name, "tasks": job.tasks,
+        "placed": placed, "waiting": waiting, "placements": placements,
+    });
+    if waiting > 0 {
+        let reasons = job.held.unwrap_or_else(|| {
+            let why = explain(cluster, &job.class, job.queue);
+            why::waiting_for(&why, &job.queue_name)
+        });
+        answer["waitingFor"] = json!(reasons);
+    }
+    answer
+}
