@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use crate::mutant::{Mutant, mutant};
 use crate::spec::Time;
 
 /// A share of the whole cluster. Shares that differ by less than 2^-40 of it count as equal: with
@@ -40,7 +41,11 @@ impl Key {
     /// Compares shares for their weights only. Exact: a < b as fractions, by cross-multiplication.
     pub fn level(&self, other: &Key) -> Ordering {
         let this = u128::from(self.share) * u128::from(other.weight);
-        this.cmp(&(u128::from(other.share) * u128::from(self.weight)))
+        let that = u128::from(other.share) * u128::from(self.weight);
+        if mutant(Mutant::WrongSister) {
+            return that.cmp(&this);
+        }
+        this.cmp(&that)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::cost::{self, Weigh};
 use super::cover::{Unit, cover};
 use super::search::{Move, Search};
+use crate::mutant::{Mutant, mutant};
 
 impl Search<'_> {
     /// What a node has of the amounts asked for, once those that leave are gone; may be negative.
@@ -12,7 +13,12 @@ impl Search<'_> {
         let at = n * self.cluster.stride;
         let each = self.shape.requests.iter().map(|(r, _)| *r as usize);
         each.map(|r| {
-            i128::from(capacity[r]) - self.cluster.used[at + r] + self.cluster.leaving[at + r]
+            let leaving = match self.cluster.leaving[at + r] {
+                _ if mutant(Mutant::ForgetLeaving) => 0,
+                leaving if mutant(Mutant::CountLeavingTwice) => 2 * leaving,
+                leaving => leaving,
+            };
+            i128::from(capacity[r]) - self.cluster.used[at + r] + leaving
         })
         .collect()
     }
@@ -63,12 +69,12 @@ impl Search<'_> {
     pub fn unit(&self, slot: u32, counts: impl Fn(u32) -> bool) -> Option<Unit> {
         let tasks = &self.cluster.tasks;
         let mut slots = match tasks.gangs.get(&self.gang_of(slot)) {
-            Some(members) => members
+            Some(members) if !mutant(Mutant::SplitGang) => members
                 .iter()
                 .copied()
                 .filter(|s| !self.leaves(*s))
                 .collect(),
-            None => vec![slot],
+            _ => vec![slot],
         };
         slots.sort_unstable();
         let may = |s: &u32| self.rank.may_evict(self.cluster, self.want, *s, self.now);
@@ -86,6 +92,10 @@ impl Search<'_> {
             }
         }
         let cost = match self.weigh {
+            Weigh::Work if mutant(Mutant::DearestFirst) => -slots
+                .iter()
+                .map(|s| self.cost(*s, self.rank.lowest))
+                .sum::<i128>(),
             Weigh::Work => slots.iter().map(|s| self.cost(*s, self.rank.lowest)).sum(),
             Weigh::Number => slots.len() as i128,
         };

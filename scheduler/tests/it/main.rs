@@ -7,3 +7,4 @@ mod model;
 mod preempt;
 mod random;
 mod stories;
+mod world;
