@@ -52,7 +52,7 @@ impl<'a> Attempt<'a> {
         if allowed == 0 {
             return Err(Cause::QueueLimit);
         }
-        let run = cluster.tasks.runs.intern(demand.starts(self.now));
+        let (run, _) = cluster.tasks.runs.intern(demand.starts(self.now));
         let ask = Ask {
             class,
             queue,
@@ -117,7 +117,7 @@ impl<'a> Attempt<'a> {
             });
         }
         let shape = cluster.classes.all[class as usize].shape;
-        let run = cluster.tasks.runs.intern(demand.starts(self.now));
+        let (run, _) = cluster.tasks.runs.intern(demand.starts(self.now));
         for (node, count) in room.places {
             if mutant(Mutant::EvictForNobody) {
                 break;

@@ -40,11 +40,13 @@ mod place;
 #[allow(dead_code)]
 mod preempt;
 pub mod score;
+mod side;
 mod spec;
 
 pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};
 pub use cycle::{Cause, Eviction, Options, Outcome, Placement, Reservation, Waiting, cycle};
 pub use explain::{Blocker, Change, Explanation, explain};
+pub use fair::standing::{Standing, standings};
 pub use spec::{
     Backfill, Class, ClassSpec, DEVICE, Demand, Effect, Expression, NEVER, NodeSpec, NodeTerm,
     Operator, Order, Policy, QueueSpec, Reclaim, Run, Spread, Taint, TaskTerm, Time, Toleration,

@@ -18,7 +18,7 @@ use crate::cluster::{Cluster, NodeId, clamp};
 
 /// Everything that is wrong, one sentence each.
 pub fn check(cluster: &Cluster) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut wrong = crate::fair::check::wrong(cluster);
     let stride = cluster.stride;
     let mut used = vec![0i128; cluster.nodes.len() * stride];
     let mut leaving = vec![0i128; cluster.nodes.len() * stride];
@@ -175,6 +175,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
             cluster.node_count()
         ));
     }
+    crate::side::check::check(cluster, &mut wrong);
     wrong
 }
 
@@ -192,7 +193,8 @@ pub fn over_allocated(cluster: &Cluster) -> Vec<NodeId> {
         .collect()
 }
 
-/// Queues whose tasks hold more than the limit allows, by name. Placement never causes this; a
+/// Queues, at any level of the tree, whose tasks together with those of the queues below hold more
+/// than the limit allows, by name. Placement never causes this; a
 /// limit that was lowered may.
 pub fn over_limit(cluster: &Cluster) -> Vec<String> {
     cluster

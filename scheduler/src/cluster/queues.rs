@@ -147,16 +147,97 @@ impl Cluster {
             Some((spec.parent.clone(), spec.half_life))
         };
         let moved = place(&queue.spec) != place(&spec);
+        let new = queue.spec.is_none();
+        let parent_of = |spec: &Option<QueueSpec>| spec.as_ref()?.parent.clone();
+        let (old_parent, new_parent) = (parent_of(&queue.spec), parent_of(&spec));
         queue.spec = spec;
         let by_owner = queue.spec.as_ref().is_some_and(|s| s.order == Order::Fair);
         if queue.by_owner != by_owner {
             self.queues[id.0 as usize].by_owner = by_owner;
             self.count_owners(id.0);
         }
-        if moved {
+        self.name_parents(old_parent, new_parent);
+        if moved && !(new && self.add_leaf(id.0)) {
             self.grow_tree();
         }
         id
+    }
+
+    /// Keeps count of how many queues name each name as their parent.
+    fn name_parents(&mut self, old: Option<String>, new: Option<String>) {
+        if let Some(name) = new {
+            *self.parent_names.entry(name).or_insert(0) += 1;
+        }
+        if let Some(name) = old
+            && let Some(count) = self.parent_names.get_mut(&name)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.parent_names.remove(&name);
+            }
+        }
+    }
+
+    /// Puts a queue that has just got rules into its place, if that is at the end of a branch: so
+    /// that telling many queues costs as much as there are. False if the tree has to be grown anew.
+    fn add_leaf(&mut self, id: u32) -> bool {
+        let q = id as usize;
+        let Some(spec) = &self.queues[q].spec else {
+            return false;
+        };
+        if self.parent_names.contains_key(self.queues[q].name.as_ref()) {
+            return false;
+        }
+        let half_life = spec.half_life.max(0);
+        let parent = match &spec.parent {
+            None => NONE,
+            Some(name) => match self.queue_ids.get(name.as_str()) {
+                Some(parent) => *parent,
+                None => return false,
+            },
+        };
+        if parent != NONE {
+            let above = &self.queues[parent as usize];
+            if above.spec.is_none() || above.detached.is_some() {
+                return false;
+            }
+        }
+        let queue = &mut self.queues[q];
+        (queue.parent, queue.detached) = (parent, None);
+        let (own, running) = (queue.own.clone(), queue.own_running);
+        let own_leaving = queue.own_leaving.clone();
+        let mut inherited = half_life;
+        let mut at = parent;
+        while at != NONE {
+            let above = &mut self.queues[at as usize];
+            if at == parent {
+                let place = above.children.partition_point(|child| *child < id);
+                above.children.insert(place, id);
+                inherited = if half_life == 0 {
+                    above.half_life
+                } else {
+                    half_life
+                };
+            }
+            above.running += running;
+            for (sum, amount) in above.used.iter_mut().zip(&own) {
+                *sum += amount;
+            }
+            for (sum, amount) in above.leaving.iter_mut().zip(&own_leaving) {
+                *sum += amount;
+            }
+            at = above.parent;
+        }
+        self.set_half_life(id, inherited);
+        true
+    }
+
+    fn set_half_life(&mut self, queue: u32, half_life: Time) {
+        let now = self.now;
+        let queue = &mut self.queues[queue as usize];
+        // What was held until now counts by the old one.
+        queue.past.settle(&queue.own, queue.half_life, now);
+        queue.half_life = half_life;
     }
 
     /// Makes the table of a queue's owners anew, from all tasks. Past use starts at nothing.
@@ -275,10 +356,7 @@ impl Cluster {
                 half_life = queue.spec.as_ref().map_or(0, |s| s.half_life.max(0));
                 at = queue.parent;
             }
-            let queue = &mut self.queues[q];
-            queue.past.settle(&queue.own, queue.half_life, self.now);
-            queue.half_life = half_life;
-            queue.past.settle(&queue.own, half_life, self.now);
+            self.set_half_life(q as u32, half_life);
         }
         // Below a queue that has no place there is none either.
         for q in 0..self.queues.len() {

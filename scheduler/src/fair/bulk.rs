@@ -146,7 +146,7 @@ impl Tree {
                 }
                 until_next = match node.source {
                     Source::Below => 1,
-                    _ if second.late > node.key.late => u64::MAX,
+                    _ if second.late && !node.key.late => u64::MAX,
                     _ => {
                         let to = u128::from(second.share) * u128::from(node.weight)
                             / u128::from(second.weight);

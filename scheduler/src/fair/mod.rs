@@ -10,7 +10,10 @@
 //! All arithmetic is on integers; the same cluster gives the same order everywhere.
 
 pub(crate) mod bulk;
+pub(crate) mod check;
 pub(crate) mod limits;
 pub(crate) mod past;
+pub(crate) mod reclaim;
 pub(crate) mod share;
+pub(crate) mod standing;
 pub(crate) mod tree;

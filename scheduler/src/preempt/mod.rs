@@ -13,8 +13,8 @@
 //! queue's own order (priority; or priority and then shorter remaining time, by more than what the
 //! eviction loses), and eviction only adds to what remains of the victim. Those relations are strict
 //! orders, so along a chain of evictions A by B by C ... no task comes back. Between queues
-//! `may_reclaim` holds before every single eviction, and what it allows strictly lowers what queues
-//! lack of what they are owed; only finitely many such steps exist while the demands do not change.
+//! `may_reclaim` holds before every single eviction; [`crate::fair::reclaim`] shows that what it
+//! allows comes to an end while the demands do not change.
 //! A task placed in this cycle is no victim in it.
 //!
 //! **Work** is bounded by the budget: one unit per queue and priority asked about, per task and per

@@ -4,6 +4,7 @@ use super::cost::{self, Weigh};
 use super::cover::{Unit, cover};
 use super::search::{Move, Search};
 use crate::mutant::{Mutant, mutant};
+use crate::side::rules::Room;
 
 impl Search<'_> {
     /// What a node has of the amounts asked for, once those that leave are gone; may be negative.
@@ -206,9 +207,18 @@ impl Search<'_> {
         })
     }
 
-    /// How many of `want` every node rule allows; `None` for none.
+    /// How many of `want` every rule about the node and about tasks there allows; `None` for none.
+    /// Tasks that leave still count for rules between tasks. Bounds that are no must are none here.
     pub fn allowed(&self, node: u32, want: u32) -> Option<u32> {
         let mut n = want;
+        if let Some(rules) = &self.rules {
+            let side = &self.cluster.side;
+            n = match rules.room(side, node, want) {
+                Room::Open(n) => n,
+                Room::Never(_) => 0,
+                Room::Later(..) => u32::from(rules.against(side, node).is_none()),
+            };
+        }
         for veto in self.vetoes {
             if n > 0 {
                 n = n.min(veto.room(self.cluster, node, self.want.class, n));

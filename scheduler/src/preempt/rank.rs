@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Want;
 use super::cost::{self, RESTART};
 use crate::cluster::Cluster;
-use crate::cluster::states::NONE;
+use crate::fair::reclaim::{could_reclaim, may_reclaim};
 use crate::intern::FxMap;
 use crate::mutant::{Mutant, mutant};
 use crate::place::Budget;
@@ -41,8 +41,8 @@ impl Rank {
             Order::ShortestRemainingTimeFirst => want.demand.run != NEVER,
             Order::Fifo | Order::ShortestJobFirst => false,
         });
-        let reclaims = spec.is_some_and(|s| s.reclaim == Reclaim::PreemptBorrowers)
-            || mutant(Mutant::EvictProtected);
+        let reclaims =
+            spec.is_some_and(|s| s.reclaim != Reclaim::WhenIdle) || mutant(Mutant::EvictProtected);
         let shape = cluster.classes.all[want.class as usize].shape;
         let requests = &cluster.tasks.shapes.get(shape).requests;
         let mut open = BTreeMap::new();
@@ -57,13 +57,10 @@ impl Rank {
                 }
             } else {
                 reclaims
-                    && *open
-                        .entry(*queue)
-                        // Whatever goes: where the gain alone is too much, nothing may.
-                        .or_insert_with(|| {
-                            may_move(cluster, *queue, &[], want.queue, requests)
-                                || mutant(Mutant::ReclaimTooMuch)
-                        })
+                    && *open.entry(*queue).or_insert_with(|| {
+                        could_reclaim(cluster, *queue, want.queue, requests)
+                            || mutant(Mutant::ReclaimTooMuch)
+                    })
             };
             if listed {
                 lists.push((*priority, *queue));
@@ -92,7 +89,8 @@ impl Rank {
             let shape = cluster.classes.all[want.class as usize].shape;
             let loss = &cluster.tasks.shapes.get(task.shape).requests;
             let gain = &cluster.tasks.shapes.get(shape).requests;
-            may_move(cluster, task.queue, loss, want.queue, gain) || mutant(Mutant::ReclaimTooMuch)
+            may_reclaim(cluster, task.queue, loss, want.queue, gain)
+                || mutant(Mutant::ReclaimTooMuch)
         })
     }
 
@@ -155,39 +153,4 @@ fn gains(short: Time, run: &Run, now: Time) -> bool {
         .saturating_add(cost::lost(run, now))
         .saturating_add(RESTART)
         < remains
-}
-
-/// Stands in for the queue tree's rule.
-fn may_move(
-    cluster: &Cluster,
-    from: u32,
-    loss: &[(u32, i64)],
-    to: u32,
-    gain: &[(u32, i64)],
-) -> bool {
-    let path = |mut at: u32| {
-        let mut path = Vec::new();
-        while at != NONE {
-            path.push(at);
-            at = cluster.queues[at as usize].parent;
-        }
-        path.reverse();
-        path
-    };
-    let (from, to) = (path(from), path(to));
-    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-    let (Some(from), Some(to)) = (from.get(common), to.get(common)) else {
-        return false;
-    };
-    let (from, to) = (
-        &cluster.queues[*from as usize],
-        &cluster.queues[*to as usize],
-    );
-    let owed = |(r, amount): &(u32, i64)| {
-        to.used[*r as usize] + i128::from(*amount) <= i128::from(to.guarantee[*r as usize])
-    };
-    let kept = |(r, amount): &(u32, i64)| {
-        from.used[*r as usize] - i128::from(*amount) >= i128::from(from.guarantee[*r as usize])
-    };
-    gain.iter().all(owed) && loss.iter().all(kept)
 }

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod fair;
+mod fair_oracle;
 mod history;
 mod model;
 mod preempt;
 mod random;
+mod side;
 mod stories;
 mod world;

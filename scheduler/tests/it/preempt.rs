@@ -1,6 +1,6 @@
 //! Preemption as the cycle does it: stories, and worlds in which evicted tasks come back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rota_scheduler::check::{check, over_allocated};
@@ -151,6 +151,42 @@ fn only_what_comes_later_in_the_order_of_the_queue_is_evicted() {
     // 10 s are lost and a restart takes its time: not for a gain that small.
     assert!(!evicts(srtf, 90, 200, true));
     assert!(!evicts(srtf, NEVER, 900, true), "nobody knows");
+}
+
+#[test]
+fn tasks_that_repel_each_other_get_room_on_nodes_of_their_own() {
+    let mut c = cluster(&[], &[("q", QueueSpec::default())]);
+    let q = c.queue("q");
+    for name in ["a", "b"] {
+        let spec = NodeSpec {
+            labels: BTreeMap::from([("host".to_string(), name.to_string())]),
+            allocatable: cpu(4),
+            ready: true,
+            ..NodeSpec::default()
+        };
+        c.upsert_node(name, spec);
+        c.bind(name, q, &class(4), runs(10));
+    }
+    let alone = TaskTerm {
+        topology_key: "host".into(),
+        selector: vec![Expression {
+            key: "app".into(),
+            operator: Operator::Exists,
+            values: Vec::new(),
+        }],
+    };
+    let repelling = Class::new(ClassSpec {
+        requests: cpu(2),
+        labels: BTreeMap::from([("app".to_string(), "x".to_string())]),
+        anti_affinity: vec![alone],
+        ..ClassSpec::default()
+    });
+    let demand = Demand {
+        priority: 5,
+        ..Demand::new(1, repelling, q, 2)
+    };
+    let (evicted, placed) = decide(&mut c, &[demand]);
+    assert_eq!((evicted.len(), placed), (2, 2));
 }
 
 #[test]
