@@ -95,7 +95,7 @@ fn run(
     ids: &mut Vec<TaskId>,
 ) -> (f64, usize) {
     let start = cpu_seconds();
-    let outcome = cycle(cluster, demands, Options::default());
+    let outcome = cycle(cluster, demands, 0, Options::default());
     names.clear();
     for p in &outcome.placements {
         names.extend_from_slice(cluster.node_name(p.node).as_bytes());
@@ -114,12 +114,13 @@ fn arrays(
 ) -> Vec<Demand> {
     (0..arrays)
         .map(|i| Demand {
-            id: i,
-            class: classes[(i % classes.len() as u64) as usize].clone(),
-            queue,
-            priority: 0,
             created: i as i64,
-            count: tasks,
+            ..Demand::new(
+                i,
+                classes[(i % classes.len() as u64) as usize].clone(),
+                queue,
+                tasks,
+            )
         })
         .collect()
 }
@@ -177,12 +178,14 @@ fn main() {
         let kinds = classes(kinds, &mut random);
         let demands: Vec<Demand> = (0..50_000u64)
             .map(|i| Demand {
-                id: i,
-                class: kinds[random.next(kinds.len() as u64) as usize].clone(),
-                queue,
                 priority: random.next(1000) as i32,
                 created: random.next(1000) as i64,
-                count: 1,
+                ..Demand::new(
+                    i,
+                    kinds[random.next(kinds.len() as u64) as usize].clone(),
+                    queue,
+                    1,
+                )
             })
             .collect();
         let (mut names, mut ids) = (Vec::new(), Vec::new());

@@ -17,22 +17,32 @@
 //! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
+mod agenda;
+mod ahead;
+mod attempt;
 pub mod check;
 mod classes;
 mod cluster;
 mod cycle;
+pub mod estimate;
 mod explain;
+mod fair;
 mod filter;
 mod index;
 mod intern;
 mod order;
 mod place;
+#[allow(dead_code)]
+mod preempt;
 pub mod score;
+mod side;
 mod spec;
 
-pub use cluster::{Cluster, NodeId, QueueId, TaskId};
-pub use cycle::{Cause, Options, Outcome, Placement, Waiting, cycle};
+pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};
+pub use cycle::{Cause, Eviction, Options, Outcome, Placement, Reservation, Waiting, cycle};
 pub use explain::{Blocker, Change, Explanation, explain};
+pub use fair::standing::{Standing, standings};
 pub use spec::{
-    Class, ClassSpec, Demand, Effect, NodeSpec, Order, Policy, QueueSpec, Taint, Toleration,
+    Backfill, Class, ClassSpec, DEVICE, Demand, Effect, Expression, NEVER, NodeSpec, NodeTerm,
+    Operator, Order, Policy, QueueSpec, Reclaim, Run, Spread, Taint, TaskTerm, Time, Toleration,
 };

@@ -1,26 +1,44 @@
 //! What to write next, decided from memory: Tasks to create, stop and remove, ledger chunks to
 //! write, Jobs to let go. And what the answers mean.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use rota_api::names::{FINALIZER_LEDGER, ledger_name, task_name};
 use rota_api::{Job, JobType, Task};
-use rota_scheduler::{Cause, Class, Demand, Options, QueueId, cycle};
+use rota_scheduler::{Cause, Demand, Options, cycle};
 use serde_json::{Value, json};
 
+use super::ask::millis;
 use super::body::{Mould, ledger_item};
 use super::memory::{JobMem, Make, Memory, Stand, TaskMem};
 use super::need;
+use super::promise::Behind;
+use super::rules::Whose;
 use crate::lifecycle::{self, Hold, Ledger};
 use crate::runtime::{Failure, Key};
 
 /// Tasks created by one cycle at most, so that a cycle and its request stay short.
-pub(super) const PLACEMENTS_MAX: u32 = 1000;
+const PLACEMENTS_MAX: u32 = 1000;
 /// Creates on their way at most; above that the next cycle waits for answers.
 const CREATING_MAX: usize = 4000;
 /// Work units of a cycle: about a tenth of a second.
-pub(super) const BUDGET: u64 = 10_000_000;
+const BUDGET: u64 = 10_000_000;
+/// After this long, in milliseconds, a Job that cannot start keeps newcomers off the nodes that it
+/// will need, though nobody knows when these will be free.
+const PATIENCE: i64 = 60_000;
+/// Tasks evicted by one cycle at most; Queues have their own bounds besides.
+const EVICTIONS_MAX: u32 = 1000;
+/// What one cycle may do.
+pub(super) const OPTIONS: Options = Options {
+    budget: BUDGET,
+    placements: PLACEMENTS_MAX,
+    evictions: EVICTIONS_MAX,
+    patience: PATIENCE,
+};
+/// Numbers of groups above this are gangs', below it Jobs'.
+const GANGS: u64 = 1 << 63;
 /// Pause of a Job whose Tasks the API refuses.
 const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 
@@ -52,6 +70,9 @@ pub struct Write {
     pub op: Op,
     /// As the bulk endpoint takes it.
     pub item: Value,
+    /// Writes of one such number above 0 are stored together or not at all, as far as one
+    /// transaction goes.
+    pub together: u64,
 }
 
 /// The answer to a write.
@@ -131,6 +152,8 @@ impl Memory {
             }
         }
         self.stop_surplus(serial, tasks_of);
+        // A promise may have become void with the Job's change.
+        self.freed |= !self.promised.is_empty();
         let Some(job) = self.jobs.get(&serial) else {
             return;
         };
@@ -144,10 +167,14 @@ impl Memory {
             self.leaving.insert(serial);
             return;
         }
+        let known = self.jobs.get(&serial);
+        let known = known.and_then(|j| Some((j.job.clone()?, j.left())));
+        let terms = known.map(|(job, left)| self.terms(&job, left));
         let make = self.make(serial);
         let Some(job) = self.jobs.get_mut(&serial) else {
             return;
         };
+        job.terms = terms;
         job.make = make;
         let hungry = job.make.is_some() && job.paused_until.is_none() && room(job) > 0;
         if hungry {
@@ -171,7 +198,13 @@ impl Memory {
         let defaults = queue.and_then(|q| q.queue.as_ref()?.spec.default_resources.as_ref());
         let spec = &revision.spec.template.spec;
         let requests = need::requests(spec, defaults);
-        let class = need::class(spec, &requests);
+        let meta = revision.spec.template.metadata.as_ref();
+        let whose = Whose {
+            namespace: &job.owner.namespace,
+            job: &job.owner.name,
+            labels: meta.and_then(|m| m.labels.as_ref()),
+        };
+        let class = need::class(spec, &requests, whose);
         let mould = Mould::new(
             &job.owner,
             revision,
@@ -215,44 +248,42 @@ impl Memory {
     }
 
     /// Runs a scheduling cycle over what is hungry; answers the Tasks to create.
-    pub fn place(&mut self) -> Vec<Write> {
+    pub fn place(&mut self, now: Timestamp) -> Vec<Write> {
         let mut writes = std::mem::take(&mut self.resend);
+        writes.extend(self.keep_promises());
         let room_left = CREATING_MAX.saturating_sub(self.creating);
         if room_left == 0 || self.hungry.is_empty() {
             return writes;
         }
-        let look_at_all = std::mem::take(&mut self.freed);
+        self.freed = false;
+        // What waits from before is asked again each time: it may hold a reservation, which what
+        // is new must not delay. Looking at a class that did not fit before costs next to nothing.
         let mut serials = Vec::new();
         let mut demands = Vec::new();
         for serial in &self.hungry {
-            let Some((job, make)) = self
-                .jobs
-                .get(serial)
-                .and_then(|j| Some((j, j.make.as_ref()?)))
-            else {
-                continue;
-            };
-            if job.starved && !look_at_all {
-                continue;
+            let job = self.jobs.get(serial);
+            if let Some(demand) = job.and_then(|job| self.demand(*serial, job)) {
+                serials.push(*serial);
+                demands.push(demand);
             }
-            let Some(object) = &job.job else { continue };
-            serials.push(*serial);
-            demands.push(demand(
-                *serial,
-                object,
-                make.class.clone(),
-                make.queue,
-                room(job),
-            ));
         }
         if demands.is_empty() {
             return writes;
         }
         let options = Options {
-            budget: BUDGET,
             placements: PLACEMENTS_MAX.min(u32::try_from(room_left).unwrap_or(u32::MAX)),
+            ..OPTIONS
         };
-        let outcome = cycle(&mut self.cluster, &demands, options);
+        self.allow_evictions(now);
+        let outcome = cycle(&mut self.cluster, &demands, millis(now), options);
+        self.evict(&outcome, &serials, now);
+        // A gang of which one member must wait for others to leave starts when all can.
+        let waits: BTreeSet<u64> = outcome
+            .placements
+            .iter()
+            .filter(|p| p.waits)
+            .map(|p| group(&demands[p.demand as usize]))
+            .collect();
         for placement in &outcome.placements {
             let serial = serials[placement.demand as usize];
             let node = self.cluster.node_name(placement.node).to_string();
@@ -267,16 +298,26 @@ impl Memory {
             let name = task_name(&job.owner.name, &job.owner.uid, index, attempt);
             let key = Key::new(&job.owner.namespace, &name);
             let epoch = self.epochs.get(&node).copied().unwrap_or(0);
-            writes.push(Write {
+            let demand = &demands[placement.demand as usize];
+            let write = Write {
                 op: Op::Create(key.clone()),
                 item: json!({
                     "verb": "create", "path": job.owner.collection("tasks"),
                     "body": make.mould.task(&name, index, attempt, &node, epoch),
                 }),
-            });
+                together: demand.gang,
+            };
             job.tasks.insert(key.clone());
             job.told.placed(&node);
-            self.creating += 1;
+            job.behind = None;
+            self.holders.insert(placement.task, key.clone());
+            let waits = waits.contains(&group(demand));
+            if waits {
+                self.promised.add(group(demand), key.clone(), write);
+            } else {
+                self.creating += 1;
+                writes.push(write);
+            }
             let task = TaskMem {
                 job: serial,
                 uid: None,
@@ -284,7 +325,11 @@ impl Memory {
                 attempt,
                 node,
                 held: Some(placement.task),
-                stand: Stand::Creating,
+                stand: if waits {
+                    Stand::Promised
+                } else {
+                    Stand::Creating
+                },
                 end: None,
                 deleting: false,
                 stop_sent: false,
@@ -298,6 +343,7 @@ impl Memory {
                 self.freed = true;
             } else if let Some(job) = self.jobs.get_mut(&serial) {
                 job.starved = true;
+                job.behind = Behind::of(waiting.cause, &outcome.reservations, &serials);
                 self.status.insert(serial);
             }
         }
@@ -318,6 +364,7 @@ impl Memory {
             || (self.creating < CREATING_MAX
                 && !self.hungry.is_empty()
                 && (self.freed || self.hungry.iter().any(look)))
+            || (self.freed && !self.promised.is_empty())
     }
 
     /// Whether [`Memory::tidy`] or [`Memory::farewells`] may have something to do.
@@ -335,7 +382,7 @@ impl Memory {
 
     /// Whether [`Memory::job_statuses`] may have something to do.
     pub fn wants_to_tell(&self) -> bool {
-        !self.status.is_empty()
+        !self.status.is_empty() || !self.notes.is_empty()
     }
 
     /// Folds, stops and removals that are due, at most `max`.
@@ -350,6 +397,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::Fold(serial, number),
                     item: ledger_item(&job.owner, &write),
+                    together: 0,
                 });
             }
         }
@@ -368,6 +416,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::Stop(key),
                     item,
+                    together: 0,
                 });
             }
         }
@@ -386,6 +435,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::Remove(key),
                     item,
+                    together: 0,
                 });
             }
         }
@@ -410,6 +460,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::DropLedger(*serial, *number),
                     item: json!({"verb": "delete", "path": path}),
+                    together: 0,
                 });
                 job.releasing = true;
             }
@@ -426,6 +477,7 @@ impl Memory {
                     writes.push(Write {
                         op: Op::Release(*serial),
                         item,
+                        together: 0,
                     });
                 }
                 // Others hold it; the watch tells when it goes.
@@ -521,7 +573,11 @@ impl Memory {
                 }
             }
             Answer::Failed(Failure::Transient { .. } | Failure::LeaseLost(_)) => {
-                self.resend.push(write);
+                // Nobody knows which of a gang are there: each is made certain by itself.
+                self.resend.push(Write {
+                    together: 0,
+                    ..write
+                });
             }
             Answer::Failed(failure) => {
                 tracing::warn!(task = %key, %failure, "a Task was refused");
@@ -585,17 +641,11 @@ impl Memory {
     }
 }
 
-/// What waits of a Job, as a cycle takes it; the same for Jobs that are and for those that a plan
-/// supposes.
-pub(super) fn demand(id: u64, job: &Job, class: Class, queue: QueueId, count: u32) -> Demand {
-    let created = job.metadata.creation_timestamp.as_ref();
-    Demand {
-        id,
-        class,
-        queue,
-        priority: job.spec.priority,
-        created: created.map_or(0, |t| t.0.as_second()),
-        count,
+/// What starts together: the gang, or else the demand.
+fn group(demand: &Demand) -> u64 {
+    match demand.gang {
+        0 => demand.id,
+        gang => GANGS + gang,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Memory: everything that placement knows, advanced by watched changes and by the answers to its
 //! own writes. No I/O and no clock here, so that a simulation can drive it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -10,12 +10,14 @@ use rota_api::names::{ANNOTATION_EPOCH, LABEL_AGENT};
 use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Task};
 use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Taint, TaskId};
 
+use super::ask::{Ids, Terms, millis};
 use super::body::{Mould, Owner};
 use super::book::{Book, Found};
 use super::fold::{End, Rules, end_of};
 use super::need;
+use super::promise::{Behind, Promised};
 use crate::lifecycle::{self, Hold, Wanted};
-use crate::runtime::{Change, Key};
+use crate::runtime::{Change, Key, Note};
 
 /// How long the Task of a succeeded index is kept, and how many per Job.
 const KEEP_SUCCEEDED: (SignedDuration, usize) = (SignedDuration::from_secs(60), 1000);
@@ -25,6 +27,8 @@ const KEEP_FAILED: (SignedDuration, usize) = (SignedDuration::from_secs(3600), 1
 /// Where a Task stands between its creation and its removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stand {
+    /// It has a node whose present tasks must leave first: nothing is written yet.
+    Promised,
     /// Its create is on its way, or nobody knows.
     Creating,
     /// It occupies its index.
@@ -69,6 +73,7 @@ pub(super) struct JobMem {
     pub wanted: Wanted,
     pub n: u32,
     pub make: Option<Make>,
+    pub terms: Option<Terms>,
     /// All its Tasks that exist or may exist.
     pub tasks: BTreeSet<Key>,
     /// Tasks whose fold is not acknowledged, by index.
@@ -77,6 +82,8 @@ pub(super) struct JobMem {
     pub kept: [BTreeSet<(Timestamp, Key)>; 2],
     /// Nothing of it fitted at the last look.
     pub starved: bool,
+    /// What stood in its way then, beyond nodes and queue.
+    pub behind: Option<Behind>,
     /// Creates were refused: nothing is tried before.
     pub paused_until: Option<Timestamp>,
     /// A write that ends the Job's deletion is on its way.
@@ -89,6 +96,10 @@ pub(super) struct QueueMem {
     pub queue: Option<Arc<Queue>>,
     pub told: Option<(serde_json::Value, i64)>,
     pub in_flight: bool,
+    /// Resource-seconds thrown away by evictions in this term and before.
+    pub wasted: BTreeMap<String, i64>,
+    /// Tasks evicted for it within the last hour, oldest first.
+    pub evicted: VecDeque<Timestamp>,
 }
 
 /// See the module docs.
@@ -125,6 +136,15 @@ pub struct Memory {
     /// Where the next look at them begins.
     pub(super) status_from: u64,
     pub(super) creating: usize,
+    pub(super) namespaces: Ids<String>,
+    /// By namespace and name.
+    pub(super) gangs: Ids<(String, String)>,
+    /// Which Task holds what in the cluster.
+    pub(super) holders: HashMap<TaskId, Key>,
+    /// Tasks that have a node and are created when others have left it.
+    pub(super) promised: Promised,
+    /// What people should be told, until somebody takes it.
+    pub(super) notes: Vec<Note>,
     /// Jobs that are being deleted or are gone, until nothing of them is left.
     pub(super) leaving: BTreeSet<u64>,
 }
@@ -163,6 +183,11 @@ impl Memory {
             status: BTreeSet::new(),
             status_from: 0,
             creating: 0,
+            namespaces: Ids::default(),
+            gangs: Ids::default(),
+            holders: HashMap::new(),
+            promised: Promised::default(),
+            notes: Vec::new(),
             leaving: BTreeSet::new(),
         }
     }
@@ -254,9 +279,12 @@ impl Memory {
             None => self.admit(change.key.namespace(), change.key.name(), &uid),
         };
         self.by_key.insert(change.key.clone(), serial);
+        let left = self.jobs.get(&serial).map_or(0, JobMem::left);
+        let terms = self.terms(job, left);
         if let Some(memory) = self.jobs.get_mut(&serial) {
             memory.rules = Rules::of(job);
             memory.job = Some(job.clone());
+            memory.terms = Some(terms);
         }
         self.dirty.insert(serial);
         self.status.insert(serial);
@@ -312,6 +340,8 @@ impl Memory {
             folding: BTreeMap::new(),
             kept: [BTreeSet::new(), BTreeSet::new()],
             starved: false,
+            behind: None,
+            terms: None,
             paused_until: None,
             releasing: false,
             told: Default::default(),
@@ -363,6 +393,9 @@ impl Memory {
         let deleting = task.metadata.deletion_timestamp.is_some();
         let news = deleting != memory.deleting;
         memory.deleting = deleting;
+        if let Some(held) = memory.held.filter(|_| deleting) {
+            self.cluster.leave(held);
+        }
         if memory.stand == Stand::Creating {
             memory.stand = Stand::Live;
         }
@@ -388,17 +421,29 @@ impl Memory {
             Some(serial) => *serial,
             None => self.remains(key.namespace(), &spec.job_name, &spec.job_uid),
         };
+        let template = Key::new(key.namespace(), &spec.revision);
+        let template = self.revisions.get(&template);
+        let template = template.map(|r| &r.spec.template.spec);
+        let created = task.metadata.creation_timestamp.as_ref();
+        let started = task.status.as_ref().and_then(|s| s.started_time.as_ref());
+        let since = started.or(created).map_or(0, |t| millis(t.0));
+        let deleting = task.metadata.deletion_timestamp.is_some();
+        let class = need::bound(task, template);
+        let run = self.run_since(serial, since);
         let Some(job) = self.jobs.get_mut(&serial) else {
             return;
         };
         let (index, attempt) = (spec.index.max(0) as u32, spec.attempt.max(0) as u32);
         let found = job.book.found(index, attempt);
         job.tasks.insert(key.clone());
-        let ports = spec.ports.iter().flatten().map(|p| p.port);
         let held = lifecycle::is_live(task).then(|| {
             let queue = self.cluster.queue(&spec.queue);
-            let class = need::holding(&spec.requests, ports);
-            self.cluster.bind(&spec.node_name, queue, &class)
+            let held = self.cluster.bind(&spec.node_name, queue, &class, run);
+            if deleting {
+                self.cluster.leave(held);
+            }
+            self.holders.insert(held, key.clone());
+            held
         });
         let memory = TaskMem {
             job: serial,
@@ -412,7 +457,7 @@ impl Memory {
                 Found::Superseded => Stand::Superseded,
             },
             end: None,
-            deleting: task.metadata.deletion_timestamp.is_some(),
+            deleting,
             stop_sent: false,
             remove_sent: false,
         };
@@ -430,6 +475,7 @@ impl Memory {
         };
         if let Some(held) = task.held.take() {
             self.cluster.release(held);
+            self.holders.remove(&held);
             self.freed = true;
         }
         let Some(job) = self.jobs.get_mut(&task.job) else {
@@ -518,8 +564,10 @@ impl Memory {
         };
         if let Some(held) = task.held {
             self.cluster.release(held);
+            self.holders.remove(&held);
             self.freed = true;
         }
+        self.promised.remove(key);
         if let Some(job) = self.jobs.get_mut(&task.job) {
             job.tasks.remove(key);
             job.book.give_back(task.index);
@@ -560,6 +608,12 @@ fn node_spec(node: &Node) -> NodeSpec {
                 let quantity: rota_api::Quantity = quantity.0.parse().ok()?;
                 Some((name.clone(), quantity.base_floor(name)))
             })
+            .collect(),
+        devices: allocatable
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| rota_api::quantity::is_shared_device(name))
+            .map(|(name, _)| name.clone())
             .collect(),
         unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or(false),
         // Being deleted takes nothing new either.

@@ -11,6 +11,7 @@
 //!
 //! Between two cycles placement answers questions about what it would do ([`questions`]).
 
+mod ask;
 mod body;
 pub mod book;
 pub mod decide;
@@ -18,11 +19,14 @@ pub mod fold;
 mod line;
 pub mod memory;
 pub mod need;
+mod promise;
 pub mod questions;
+pub mod rules;
 mod status;
 pub mod trial;
 pub mod why;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -49,6 +53,8 @@ const TIDY_GAP: Duration = Duration::from_millis(10);
 const TIDY_MAX: usize = 1000;
 /// Creates are sent in requests of this many.
 const CREATE_CHUNK: usize = 500;
+/// Most objects that the API stores in one transaction.
+const ATOMIC_MAX: usize = 100;
 /// How often Jobs are told why they wait.
 const JOB_STATUS_EVERY: Duration = Duration::from_millis(200);
 /// How often Queues are told how full they are.
@@ -275,11 +281,9 @@ impl Desk {
         let now = self.ctx.clock.now();
         let instant = Instant::now();
         if instant >= self.create.not_before && self.memory.wants_to_place() {
-            let writes = self.memory.place();
+            let writes = self.memory.place(now);
             self.create.not_before = instant + CYCLE_GAP;
-            let mut writes = writes.into_iter().peekable();
-            while writes.peek().is_some() {
-                let chunk = writes.by_ref().take(CREATE_CHUNK).collect();
+            for chunk in requests(writes) {
                 self.send(Lane::Create, chunk);
             }
         }
@@ -342,10 +346,37 @@ impl Desk {
     }
 }
 
+/// Splits creates into requests: a gang that one transaction holds has one of its own.
+fn requests(writes: Vec<Write>) -> Vec<Vec<Write>> {
+    let mut single = Vec::new();
+    let mut gangs: BTreeMap<u64, Vec<Write>> = BTreeMap::new();
+    for write in writes {
+        match write.together {
+            0 => single.push(write),
+            gang => gangs.entry(gang).or_default().push(write),
+        }
+    }
+    let mut out = Vec::new();
+    for mut gang in gangs.into_values() {
+        if gang.len() <= ATOMIC_MAX {
+            out.push(gang);
+        } else {
+            single.append(&mut gang);
+        }
+    }
+    let mut single = single.into_iter().peekable();
+    while single.peek().is_some() {
+        out.push(single.by_ref().take(CREATE_CHUNK).collect());
+    }
+    out
+}
+
 /// Sends writes as one bulk request, and looks at what stood in the way of those that failed.
 async fn carry_out(rest: Rest, writes: Vec<Write>) -> Vec<(Write, Answer)> {
     let items: Vec<Value> = writes.iter().map(|w| w.item.clone()).collect();
-    let answers = match rest.bulk(items, false, false).await {
+    // Writes that belong together come in a request of their own, see `requests`.
+    let together = writes.first().is_some_and(|w| w.together != 0) && writes.len() <= ATOMIC_MAX;
+    let answers = match rest.bulk(items, together, false).await {
         Ok(answers) => answers,
         Err(failure) => writes.iter().map(|_| Err(failure.clone())).collect(),
     };

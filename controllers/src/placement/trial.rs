@@ -2,20 +2,23 @@
 //! own cycles on a copy of the cluster, with the supposed Jobs among those that wait, so that it
 //! cannot tell anything else than what the next cycles would do. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use rota_api::names::API_VERSION;
 use rota_api::{Job, JobType, Queue, WaitingFor};
-use rota_scheduler::{Cause, Class, Cluster, Demand, Options, QueueId, cycle, explain};
+use rota_scheduler::{Cause, Class, Cluster, Demand, QueueId, TaskId, Time, cycle, explain};
 use serde_json::{Value, json};
 
-use super::decide::{BUDGET, PLACEMENTS_MAX, demand, room};
+use super::ask::millis;
+use super::decide::OPTIONS;
 use super::memory::{JobMem, Memory};
+use super::rules::Whose;
 use super::status::only;
 use super::{need, why};
 use crate::lifecycle::{self, Edges};
+use crate::runtime::Key;
 
 /// A supposed Job.
 struct Supposed {
@@ -39,25 +42,22 @@ pub struct Trial {
     cluster: Cluster,
     demands: Vec<Demand>,
     jobs: Vec<Supposed>,
+    evictions: Vec<TaskId>,
+    /// Tasks that may be evicted, as people know them.
+    names: HashMap<TaskId, Key>,
+    now: Time,
     version: u64,
 }
 
 impl Memory {
     /// Copies what is needed to say what would happen if these were applied now. Jobs that exist
     /// already, by namespace and name, are supposed to change into these.
-    pub fn plan(&self, jobs: &[Job], queues: &[Queue], version: u64, now: Timestamp) -> Trial {
+    pub fn plan(&mut self, jobs: &[Job], queues: &[Queue], version: u64, now: Timestamp) -> Trial {
         let mut cluster = self.cluster.clone();
         for queue in queues {
             let name = queue.metadata.name.as_deref().unwrap_or("");
             cluster.set_queue(name, Some(need::queue(&queue.spec)));
         }
-        let spec_of = |name: &str| {
-            let supposed = queues
-                .iter()
-                .find(|q| q.metadata.name.as_deref() == Some(name));
-            let known = || self.queues.get(name)?.queue.as_deref();
-            supposed.or_else(known).map(|q| &q.spec)
-        };
         let mut replaced = BTreeSet::new();
         let mut supposed = Vec::new();
         let mut demands = Vec::new();
@@ -80,12 +80,23 @@ impl Memory {
                 Edges::Waiting(text) | Edges::Never(text) => Some(text),
                 Edges::Cycle(names) => Some(format!("waits for itself: {}", names.join(" -> "))),
             };
-            let queue = spec_of(&job.spec.queue);
             let spec = &job.spec.template.spec;
-            let defaults = queue.and_then(|q| q.default_resources.as_ref());
-            let class = need::class(spec, &need::requests(spec, defaults));
+            let called = |q: &&Queue| q.metadata.name.as_ref() == Some(&job.spec.queue);
+            let stored = self.queues.get(&job.spec.queue);
+            let stored = stored.and_then(|q| q.queue.as_deref());
+            let queue = queues.iter().find(called).or(stored);
+            let defaults = queue.and_then(|q| q.spec.default_resources.as_ref());
+            let meta = job.spec.template.metadata.as_ref();
+            let whose = Whose {
+                namespace: &namespace,
+                job: &name,
+                labels: meta.and_then(|m| m.labels.as_ref()),
+            };
+            let class = need::class(spec, &need::requests(spec, defaults), whose);
             let queue = cluster.queue(&job.spec.queue);
             let tasks = wanted(job, known);
+            let live = known.map_or(0, |k| k.book.live());
+            let fresh = known.is_none();
             let mut it = Supposed {
                 namespace,
                 name,
@@ -100,12 +111,14 @@ impl Memory {
             if it.held.is_none() && tasks > 0 {
                 // The numbers that they would get.
                 let id = serial.unwrap_or(self.serial + 1 + i as u64);
-                it.demand = Some(demands.len());
-                let mut demand = demand(id, job, class, queue, tasks);
-                if known.is_none() {
-                    demand.created = now.as_second();
+                let mut terms = self.terms(job, u64::from(tasks) + live);
+                if fresh {
+                    terms.created = millis(now);
                 }
-                demands.push(demand);
+                if let Some(demand) = terms.demand(id, &class, queue, tasks, live) {
+                    it.demand = Some(demands.len());
+                    demands.push(demand);
+                }
             }
             supposed.push(it);
         }
@@ -113,21 +126,15 @@ impl Memory {
             let Some(job) = self.jobs.get(serial) else {
                 continue;
             };
-            if let (Some(object), Some(make)) = (&job.job, &job.make) {
-                let count = room(job);
-                demands.push(demand(
-                    *serial,
-                    object,
-                    make.class.clone(),
-                    make.queue,
-                    count,
-                ));
-            }
+            demands.extend(self.demand(*serial, job));
         }
         Trial {
             cluster,
             demands,
             jobs: supposed,
+            evictions: Vec::new(),
+            names: self.holders.clone(),
+            now: millis(now),
             version,
         }
     }
@@ -154,10 +161,6 @@ fn wanted(job: &Job, known: Option<&JobMem>) -> u32 {
 impl Trial {
     /// Runs cycles until nothing moves any more, and tells what became of the supposed Jobs.
     pub fn run(mut self) -> Value {
-        let options = Options {
-            budget: BUDGET,
-            placements: PLACEMENTS_MAX,
-        };
         let of: BTreeMap<usize, usize> = self
             .jobs
             .iter()
@@ -165,7 +168,9 @@ impl Trial {
             .filter_map(|(i, job)| Some((job.demand?, i)))
             .collect();
         loop {
-            let outcome = cycle(&mut self.cluster, &self.demands, options);
+            let outcome = cycle(&mut self.cluster, &self.demands, self.now, OPTIONS);
+            self.evictions
+                .extend(outcome.evictions.iter().map(|e| e.task));
             for placement in &outcome.placements {
                 let position = placement.demand as usize;
                 self.demands[position].count -= 1;
@@ -180,6 +185,12 @@ impl Trial {
                 break;
             }
         }
+        let evictions: Vec<Value> = self
+            .evictions
+            .iter()
+            .filter_map(|task| self.names.get(task))
+            .map(|key| json!({"namespace": key.namespace(), "task": key.name()}))
+            .collect();
         let jobs: Vec<Value> = self
             .jobs
             .into_iter()
@@ -189,7 +200,7 @@ impl Trial {
             "kind": "Plan", "apiVersion": API_VERSION,
             "metadata": {"resourceVersion": self.version.to_string()},
             "jobs": jobs,
-            "evictions": [],
+            "evictions": evictions,
         })
     }
 }

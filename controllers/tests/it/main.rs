@@ -9,4 +9,5 @@ mod nodes;
 mod placement;
 mod questions;
 mod seam;
+mod sharing;
 mod world;

@@ -16,12 +16,12 @@ const LEDGERS: &str = "/apis/rota.dev/v1/namespaces/default/jobledgers";
 const LOOK: Duration = Duration::from_millis(50);
 
 /// What an agent does with a task: its final status, or None to let it run.
-type Behaviour = fn(&Value) -> Option<Value>;
+pub type Behaviour = fn(&Value) -> Option<Value>;
 
-fn succeed(_: &Value) -> Option<Value> {
+pub fn succeed(_: &Value) -> Option<Value> {
     Some(json!({"phase": "Succeeded", "exitCode": 0}))
 }
-fn run_on(_: &Value) -> Option<Value> {
+pub fn run_on(_: &Value) -> Option<Value> {
     None
 }
 fn fail(_: &Value) -> Option<Value> {
@@ -30,19 +30,19 @@ fn fail(_: &Value) -> Option<Value> {
 
 /// What the agents saw: most tasks at once, and how each attempt of each index ended.
 #[derive(Default)]
-struct Seen {
-    most: usize,
-    ends: BTreeMap<(String, i64, i64), String>,
+pub struct Seen {
+    pub most: usize,
+    pub ends: BTreeMap<(String, i64, i64), String>,
 }
 
-struct Agents {
-    seen: Arc<Mutex<Seen>>,
+pub struct Agents {
+    pub seen: Arc<Mutex<Seen>>,
     behaviour: Arc<Mutex<Behaviour>>,
     _stop: DropGuard,
 }
 
 impl Agents {
-    fn start(world: &World, behaviour: Behaviour) -> Agents {
+    pub fn start(world: &World, behaviour: Behaviour) -> Agents {
         let stop = CancellationToken::new();
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let behaviour = Arc::new(Mutex::new(behaviour));
@@ -93,7 +93,7 @@ impl Agents {
         }
     }
 
-    fn now(&self, behaviour: Behaviour) {
+    pub fn now(&self, behaviour: Behaviour) {
         *self.behaviour.lock() = behaviour;
     }
 
@@ -162,7 +162,7 @@ pub async fn tasks(world: &World) -> Vec<Value> {
     world.admin.list::<Value>(TASKS, "").await.unwrap().0
 }
 
-fn reasons(job: &Value) -> Vec<String> {
+pub fn reasons(job: &Value) -> Vec<String> {
     let list = job["status"]["waitingFor"]["reasons"].as_array();
     let words = list
         .into_iter()

@@ -41,7 +41,7 @@ pub trait Score: Sync {
 /// The registry.
 pub fn of(policy: Policy) -> &'static dyn Score {
     match policy {
-        Policy::BinPack => &binpack::BinPack,
+        Policy::BinPack | Policy::Fragmentation => &binpack::BinPack,
         Policy::Spread => &spread::Spread,
     }
 }

@@ -1,0 +1,675 @@
+//! The event loop: ends, changes of the cluster, and submissions, in order of virtual time, with a
+//! scheduling cycle after all that happens in one millisecond.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+
+use rota_scheduler::{
+    Class, Cluster, Demand, NEVER, Options, Placement, Policy, QueueId, QueueSpec, TaskId, Time,
+    cycle,
+};
+
+use crate::account::{Account, dominant};
+use crate::measures::{Measures, Totals};
+use crate::nodes::Nodes;
+use crate::order::{Backfilling, Preset};
+use crate::trace::events::{self, Event, Kind};
+use crate::trace::{Change, Job, Trace};
+
+/// Where the scheduler's idea of run times comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Estimates {
+    /// From the limit that the user gave; nothing is known without one.
+    #[default]
+    User,
+    /// From what really happens.
+    Exact,
+}
+
+/// The rules of a simulation.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Who goes first, and what may overtake.
+    pub preset: Preset,
+    /// Where tasks go.
+    pub policy: Policy,
+    /// What is known of run times.
+    pub estimates: Estimates,
+    /// Milliseconds of work between two checkpoints; `None`: an evicted task begins anew.
+    pub checkpoint: Option<Time>,
+    /// Whether queues that come with the trace keep their own order, backfill and policy.
+    pub keep_queues: bool,
+    /// Whether to write an event log.
+    pub log: bool,
+}
+
+/// How a job fared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Some of its tasks have not started.
+    Waiting,
+    /// All of its tasks have started, and some run.
+    Running,
+    /// All of its tasks ended.
+    Completed,
+    /// It would never fit, or did not at once and would not wait.
+    Rejected,
+    /// Its user gave it up.
+    Cancelled,
+}
+
+/// What became of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Its name.
+    pub id: String,
+    /// Tasks.
+    pub tasks: u32,
+    /// When it came.
+    pub submit: Time,
+    /// When its first task started for the first time.
+    pub start: Option<Time>,
+    /// When its last task ended.
+    pub end: Option<Time>,
+    /// How long it waited before its first start, and again after evictions.
+    pub waited: Time,
+    /// How long its longest task runs without disturbance.
+    pub run: Time,
+    /// How it fared.
+    pub fate: Fate,
+    /// Evictions of its tasks.
+    pub evictions: u32,
+    /// Nodes by name in order of first use, at its latest start.
+    pub nodes: Vec<String>,
+    /// Mean of the load (at least 1) over the time it was there.
+    pub load: f64,
+}
+
+/// The result.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// In the order of the trace's jobs.
+    pub records: Vec<Record>,
+    /// The sums.
+    pub measures: Measures,
+    /// What happened, when [`Settings::log`] asks for it.
+    pub log: Vec<Event>,
+}
+
+/// Plays the trace.
+pub fn run(trace: &Trace, nodes: &Nodes, settings: &Settings) -> Run {
+    let mut sim = Sim::new(trace, nodes, settings);
+    while let Some(now) = sim.next_time() {
+        sim.step(now);
+    }
+    sim.finish()
+}
+
+/// A job's place in the simulation.
+struct State {
+    record: Record,
+    queue: QueueId,
+    owner: usize,
+    /// Dominant share of one task.
+    share: i64,
+    /// Tasks from this index on have never started.
+    fresh: u32,
+    /// Tasks that wait again, and how much of their work is saved.
+    again: BTreeMap<u32, Time>,
+    running: u32,
+    /// Since when it waits without any task running.
+    since: Time,
+    /// [`Account::load_time`] when it came.
+    load_before: f64,
+}
+
+impl State {
+    fn waiting(&self) -> u32 {
+        self.record.tasks - self.fresh + self.again.len() as u32
+    }
+}
+
+/// A task that runs.
+struct Task {
+    job: usize,
+    index: u32,
+    start: Time,
+    /// Work done before this start.
+    done: Time,
+}
+
+struct Sim<'a> {
+    trace: &'a Trace,
+    settings: &'a Settings,
+    cluster: Cluster,
+    /// All nodes that there ever are, with nothing on them: what does not fit here never fits.
+    empty: Cluster,
+    fits: HashMap<(Class, u32, QueueId), bool>,
+    queues: HashMap<String, QueueId>,
+    owners: HashMap<&'a str, usize>,
+    resources: Vec<String>,
+    devices: HashSet<String>,
+    states: Vec<State>,
+    /// Numbers of jobs with tasks to start, in order of submission.
+    waiting: Vec<usize>,
+    tasks: BTreeMap<TaskId, Task>,
+    ends: BinaryHeap<Reverse<(Time, TaskId)>>,
+    next_job: usize,
+    next_change: usize,
+    account: Account,
+    totals: Totals,
+    log: Vec<Event>,
+}
+
+impl<'a> Sim<'a> {
+    fn new(trace: &'a Trace, nodes: &Nodes, settings: &'a Settings) -> Self {
+        let mut sim = Sim {
+            trace,
+            settings,
+            cluster: Cluster::new(),
+            empty: Cluster::new(),
+            fits: HashMap::new(),
+            queues: HashMap::new(),
+            owners: HashMap::new(),
+            resources: Vec::new(),
+            devices: HashSet::new(),
+            states: Vec::with_capacity(trace.jobs.len()),
+            waiting: Vec::new(),
+            tasks: BTreeMap::new(),
+            ends: BinaryHeap::new(),
+            next_job: 0,
+            next_change: 0,
+            account: Account::default(),
+            totals: Totals::default(),
+            log: Vec::new(),
+        };
+        for (_, change) in &trace.changes {
+            match change {
+                Change::Node(name, spec) => {
+                    sim.empty.upsert_node(name, spec.clone());
+                }
+                Change::Queue(name, Some(spec)) => {
+                    sim.empty.set_queue(name, Some(spec.clone()));
+                }
+                _ => {}
+            }
+        }
+        for (name, spec) in nodes {
+            sim.empty.upsert_node(name, spec.clone());
+            sim.change(0, &Change::Node(name.clone(), spec.clone()));
+        }
+        sim
+    }
+
+    fn next_time(&self) -> Option<Time> {
+        let job = self.trace.jobs.get(self.next_job).map(|j| j.submit);
+        let change = self.trace.changes.get(self.next_change).map(|c| c.0);
+        let end = self.ends.peek().map(|Reverse((time, _))| *time);
+        [job, change, end].into_iter().flatten().min()
+    }
+
+    fn step(&mut self, now: Time) {
+        if self.next_job == 0 && self.tasks.is_empty() {
+            self.account.begin(now);
+        } else {
+            self.account.advance(now);
+        }
+        while let Some(Reverse((time, id))) = self.ends.peek().copied()
+            && time <= now
+        {
+            self.ends.pop();
+            self.end(now, id);
+        }
+        while let Some((time, change)) = self.trace.changes.get(self.next_change)
+            && *time <= now
+        {
+            self.next_change += 1;
+            self.change(now, change);
+        }
+        while let Some(job) = self.trace.jobs.get(self.next_job)
+            && job.submit <= now
+        {
+            self.submit(now, job);
+            self.next_job += 1;
+        }
+        self.schedule(now);
+    }
+
+    fn submit(&mut self, now: Time, job: &'a Job) {
+        let number = self.next_job;
+        let queue = self.queue(now, &job.queue);
+        let owners = self.owners.len();
+        let owner = *self.owners.entry(&job.owner).or_insert(owners);
+        let share = dominant(&self.cluster, job.class.spec());
+        let longest = (0..job.runs.len() as u32).map(|i| job.run(i)).max();
+        let mut state = State {
+            record: Record {
+                id: job.id.clone(),
+                tasks: job.count,
+                submit: job.submit,
+                start: None,
+                end: None,
+                waited: 0,
+                run: longest.unwrap_or(0),
+                fate: Fate::Waiting,
+                evictions: 0,
+                nodes: Vec::new(),
+                load: 1.0,
+            },
+            queue,
+            owner,
+            share,
+            fresh: 0,
+            again: BTreeMap::new(),
+            running: 0,
+            since: now,
+            load_before: self.account.load_time(),
+        };
+        if self.settings.log {
+            let submit = events::submitted(job);
+            self.tell(now, Kind::Submit(submit));
+        }
+        if job.impatient || self.ever_fits(job, queue) {
+            self.account
+                .want(owner, share.saturating_mul(i64::from(job.count)));
+            self.waiting.push(number);
+        } else {
+            state.record.fate = Fate::Rejected;
+        }
+        self.states.push(state);
+    }
+
+    /// Whether the empty cluster would take the job (of one that need not start whole, one task).
+    fn ever_fits(&mut self, job: &Job, queue: QueueId) -> bool {
+        let need = job.min.max(1);
+        let key = (job.class.clone(), need, queue);
+        if let Some(fits) = self.fits.get(&key) {
+            return *fits;
+        }
+        let queue = self.empty.queue(&job.queue);
+        let demand = Demand {
+            gang: 1,
+            min: need,
+            ..Demand::new(1, job.class.clone(), queue, need)
+        };
+        let placed = cycle(&mut self.empty, &[demand], 0, Options::default()).placements;
+        for placement in &placed {
+            self.empty.release(placement.task);
+        }
+        let fits = placed.len() >= need as usize;
+        self.fits.insert(key, fits);
+        fits
+    }
+
+    /// The queue of this name; one that the trace does not bring has the settings' rules.
+    fn queue(&mut self, now: Time, name: &str) -> QueueId {
+        if let Some(id) = self.queues.get(name) {
+            return *id;
+        }
+        let mut spec = QueueSpec::default();
+        self.rules(&mut spec);
+        self.empty.set_queue(name, Some(spec.clone()));
+        if self.settings.log {
+            let kind = events::changed(&Change::Queue(name.into(), Some(spec.clone())));
+            self.log.extend(kind.map(|kind| Event { time: now, kind }));
+        }
+        let id = self.cluster.set_queue(name, Some(spec));
+        self.queues.insert(name.into(), id);
+        id
+    }
+
+    fn rules(&self, spec: &mut QueueSpec) {
+        self.settings.preset.apply(spec);
+        spec.policy = self.settings.policy;
+    }
+
+    fn change(&mut self, now: Time, change: &Change) {
+        match change {
+            Change::Node(name, spec) => {
+                let was = self.cluster.node(name);
+                let id = self.cluster.upsert_node(name, spec.clone());
+                debug_assert!(was.is_none_or(|was| was == id));
+                for resource in spec.allocatable.keys() {
+                    if !self.resources.contains(resource) {
+                        self.resources.push(resource.clone());
+                    }
+                }
+                self.devices.extend(spec.devices.iter().cloned());
+            }
+            Change::NodeGone(name) => {
+                if let Some(node) = self.cluster.node(name) {
+                    let lost: Vec<TaskId> = self.cluster.tasks_on(node).collect();
+                    self.cluster.remove_node(name);
+                    for id in lost {
+                        self.lose(now, id);
+                    }
+                }
+            }
+            Change::Queue(name, spec) => {
+                let mut spec = spec.clone();
+                if let Some(spec) = &mut spec
+                    && !self.settings.keep_queues
+                {
+                    self.rules(spec);
+                }
+                let id = self.cluster.set_queue(name, spec);
+                self.queues.insert(name.clone(), id);
+            }
+            Change::Cancel(job) => self.cancel(now, *job),
+        }
+        for resource in &self.resources {
+            let total = self.cluster.total(resource);
+            self.account.set_capacity(resource, total);
+        }
+        if self.settings.log
+            && let Some(kind) = events::changed(change)
+        {
+            self.tell(now, kind);
+        }
+    }
+
+    fn schedule(&mut self, now: Time) {
+        if self.settings.preset.preemptive {
+            self.save(now);
+        }
+        if self.settings.preset.backfilling == Backfilling::Strict {
+            while let Some(first) = self.waiting.first().copied() {
+                self.decide(now, &[first]);
+                if self.waiting.first() == Some(&first) {
+                    break;
+                }
+            }
+        } else if !self.waiting.is_empty() {
+            let waiting = self.waiting.clone();
+            self.decide(now, &waiting);
+        }
+        self.drop_impatient();
+    }
+
+    /// Tells the scheduler which work is safe, so that it knows what an eviction would cost.
+    fn save(&mut self, now: Time) {
+        for (id, task) in &self.tasks {
+            let lost = now - task.start - self.kept(task, now);
+            if let Some(run) = self.cluster.run_of(*id).copied() {
+                let saved = now - lost.max(0);
+                self.cluster
+                    .set_run(*id, rota_scheduler::Run { saved, ..run });
+            }
+        }
+    }
+
+    /// Of what a task did since its start, what an eviction now would not lose.
+    fn kept(&self, task: &Task, now: Time) -> Time {
+        let done = task.done + (now - task.start);
+        match self.settings.checkpoint {
+            None => 0,
+            Some(0) => done - task.done,
+            Some(every) => (done - done % every - task.done).max(0),
+        }
+    }
+
+    fn decide(&mut self, now: Time, jobs: &[usize]) {
+        let demands: Vec<Demand> = jobs.iter().map(|job| self.demand(*job)).collect();
+        let outcome = cycle(&mut self.cluster, &demands, now, Options::default());
+        self.totals.units += outcome.units;
+        // Evicted tasks are gone at once here, so whoever waits for them starts in the same moment.
+        for eviction in &outcome.evictions {
+            self.evict(now, eviction.task);
+        }
+        for placement in &outcome.placements {
+            self.start(now, jobs[placement.demand as usize], placement);
+        }
+        self.waiting.retain(|job| {
+            let state = &self.states[*job];
+            state.record.fate == Fate::Waiting && state.waiting() > 0
+        });
+    }
+
+    fn demand(&self, number: usize) -> Demand {
+        let job = &self.trace.jobs[number];
+        let state = &self.states[number];
+        let promised = match self.settings.estimates {
+            Estimates::User => job.limit,
+            Estimates::Exact => state.record.run,
+        };
+        // What is left of the task that has most to do.
+        let done = if state.fresh < job.count {
+            0
+        } else {
+            state.again.values().copied().min().unwrap_or(0)
+        };
+        let run = if promised == NEVER {
+            NEVER
+        } else {
+            (promised - done).max(1)
+        };
+        Demand {
+            owner: state.owner as u64,
+            priority: job.priority,
+            created: job.submit,
+            run,
+            run_max: run,
+            gang: if job.min > 0 { number as u64 + 1 } else { 0 },
+            min: job.min.saturating_sub(state.running).min(state.waiting()),
+            preemptible: self.settings.preset.preemptive,
+            ..Demand::new(
+                number as u64 + 1,
+                job.class.clone(),
+                state.queue,
+                state.waiting(),
+            )
+        }
+    }
+
+    fn start(&mut self, now: Time, number: usize, placement: &Placement) {
+        let job = &self.trace.jobs[number];
+        let state = &mut self.states[number];
+        let (index, done) = state.again.pop_first().unwrap_or_else(|| {
+            state.fresh += 1;
+            (state.fresh - 1, 0)
+        });
+        if state.running == 0 {
+            state.record.waited += now - state.since;
+            state.record.nodes.clear();
+        }
+        state.running += 1;
+        state.record.start.get_or_insert(now);
+        if state.waiting() == 0 {
+            state.record.fate = Fate::Running;
+        }
+        let node = self.cluster.node_name(placement.node);
+        if state.record.nodes.last().map(String::as_str) != Some(node) {
+            state.record.nodes.push(node.to_string());
+        }
+        self.account.used(state.owner, state.share);
+        self.account.hold(job.class.spec(), 1);
+        let run = job.run(index);
+        if run != NEVER {
+            let end = now + (run - done).max(0);
+            self.ends.push(Reverse((end, placement.task)));
+        }
+        if self.settings.log {
+            let node = node.to_string();
+            let job = job.id.clone();
+            self.tell(now, Kind::Start { job, index, node });
+        }
+        self.tasks.insert(
+            placement.task,
+            Task {
+                job: number,
+                index,
+                start: now,
+                done,
+            },
+        );
+    }
+
+    /// Takes a task that runs off its node.
+    fn stop(&mut self, id: TaskId) -> Option<Task> {
+        let task = self.tasks.remove(&id)?;
+        self.cluster.release(id);
+        let state = &mut self.states[task.job];
+        state.running -= 1;
+        self.account.used(state.owner, -state.share);
+        self.account
+            .hold(self.trace.jobs[task.job].class.spec(), -1);
+        Some(task)
+    }
+
+    fn end(&mut self, now: Time, id: TaskId) {
+        let Some(task) = self.stop(id) else {
+            return;
+        };
+        let state = &mut self.states[task.job];
+        self.account.want(state.owner, -state.share);
+        if state.running == 0 && state.waiting() == 0 {
+            self.close(now, task.job, Fate::Completed);
+        }
+        if self.settings.log {
+            let job = self.trace.jobs[task.job].id.clone();
+            self.tell(
+                now,
+                Kind::End {
+                    job,
+                    index: task.index,
+                },
+            );
+        }
+    }
+
+    fn close(&mut self, now: Time, number: usize, fate: Fate) {
+        let state = &mut self.states[number];
+        state.record.fate = fate;
+        state.record.end = Some(now);
+        let there = (now - state.record.submit) as f64;
+        if there > 0.0 {
+            state.record.load = (self.account.load_time() - state.load_before) / there;
+        }
+    }
+
+    fn evict(&mut self, now: Time, id: TaskId) {
+        let Some(task) = self.stop(id) else {
+            return;
+        };
+        let kept = self.kept(&task, now);
+        self.totals.wasted += (now - task.start - kept).max(0) as f64;
+        self.totals.evictions += 1;
+        self.again(now, task, kept);
+    }
+
+    /// A task whose node is gone; of a gang all begin again together.
+    fn lose(&mut self, now: Time, id: TaskId) {
+        let Some(task) = self.stop(id) else {
+            return;
+        };
+        let number = task.job;
+        let kept = self.kept(&task, now);
+        self.again(now, task, kept);
+        if self.trace.jobs[number].min > 0 {
+            let others: Vec<TaskId> = self
+                .tasks
+                .iter()
+                .filter(|(_, t)| t.job == number)
+                .map(|(id, _)| *id)
+                .collect();
+            for id in others {
+                if let Some(task) = self.stop(id) {
+                    let kept = self.kept(&task, now);
+                    self.again(now, task, kept);
+                }
+            }
+        }
+    }
+
+    fn again(&mut self, now: Time, task: Task, kept: Time) {
+        let state = &mut self.states[task.job];
+        state.again.insert(task.index, (task.done + kept).max(0));
+        state.record.evictions += 1;
+        state.record.fate = Fate::Waiting;
+        if state.running == 0 {
+            state.since = now;
+        }
+        if let Err(at) = self.waiting.binary_search(&task.job) {
+            self.waiting.insert(at, task.job);
+        }
+        if self.settings.log {
+            let job = self.trace.jobs[task.job].id.clone();
+            self.tell(
+                now,
+                Kind::Evict {
+                    job,
+                    index: task.index,
+                },
+            );
+        }
+    }
+
+    fn cancel(&mut self, now: Time, number: usize) {
+        let open = |state: &State| matches!(state.record.fate, Fate::Waiting | Fate::Running);
+        if !self.states.get(number).is_some_and(open) {
+            return;
+        }
+        let mine: Vec<TaskId> = self
+            .tasks
+            .iter()
+            .filter(|(_, t)| t.job == number)
+            .map(|(id, _)| *id)
+            .collect();
+        let mut left = i64::from(self.states[number].waiting());
+        for id in mine {
+            left += i64::from(self.stop(id).is_some());
+        }
+        let state = &self.states[number];
+        self.account
+            .want(state.owner, -state.share.saturating_mul(left));
+        self.waiting.retain(|job| *job != number);
+        self.close(now, number, Fate::Cancelled);
+        if self.settings.log {
+            let job = self.trace.jobs[number].id.clone();
+            self.tell(now, Kind::Cancel { job });
+        }
+    }
+
+    fn drop_impatient(&mut self) {
+        let (trace, states, account) = (self.trace, &mut self.states, &mut self.account);
+        self.waiting.retain(|job| {
+            let state = &mut states[*job];
+            let stays = !trace.jobs[*job].impatient || state.running > 0;
+            if !stays {
+                state.record.fate = Fate::Rejected;
+                let tasks = i64::from(state.record.tasks);
+                account.want(state.owner, -state.share.saturating_mul(tasks));
+            }
+            stays
+        });
+    }
+
+    fn tell(&mut self, time: Time, kind: Kind) {
+        self.log.push(Event { time, kind });
+    }
+
+    fn finish(self) -> Run {
+        let records: Vec<Record> = self.states.into_iter().map(|s| s.record).collect();
+        let mut totals = self.totals;
+        totals.unreadable = self.trace.rejected.values().sum();
+        totals.utilization = self.account.utilization();
+        totals.jain = self.account.jain();
+        // Tasks that stay for ever have no mean over time: what they hold in the end counts.
+        let stay = self.trace.jobs.iter().any(|j| j.impatient);
+        totals.gpu = if stay {
+            self.account.held_now(self.devices.into_iter())
+        } else {
+            let shares = self
+                .devices
+                .iter()
+                .filter_map(|d| totals.utilization.get(d));
+            shares.copied().reduce(f64::max)
+        };
+        let measures = Measures::of(&records, &totals);
+        Run {
+            records,
+            measures,
+            log: self.log,
+        }
+    }
+}

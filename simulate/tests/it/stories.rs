@@ -1,0 +1,82 @@
+//! Small workloads whose schedule can be computed by hand.
+
+use rota_simulate::{Estimates, Settings, run};
+
+use crate::tools::{cpus, settings, starts, swf};
+
+#[test]
+fn strict_order_blocks_and_first_fit_does_not() {
+    // Four processors: job 2 needs all of them, so in strict order the small job 3 waits behind it.
+    let trace = swf(&[(0, 100, 3, 100), (1, 10, 4, 10), (2, 10, 1, 10)]);
+    assert_eq!(
+        starts(&trace, 4, &settings("fifo")),
+        [Some(0), Some(100), Some(110)]
+    );
+    assert_eq!(
+        starts(&trace, 4, &settings("first-fit")),
+        [Some(0), Some(100), Some(2)]
+    );
+}
+
+#[test]
+fn a_job_waits_until_all_its_processors_are_free() {
+    let trace = swf(&[(0, 50, 2, 60), (0, 80, 2, 90), (5, 10, 3, 10)]);
+    let run = run(&trace, &cpus(4), &settings("fifo"));
+    let third = &run.records[2];
+    assert_eq!((third.start, third.end), (Some(80_000), Some(90_000)));
+    assert_eq!(third.waited, 75_000);
+    assert_eq!(third.nodes.len(), 3);
+    // (2 × 50 + 2 × 80 + 3 × 10) / (4 × 90)
+    assert_eq!(run.measures.utilization, Some(0.8056));
+    assert_eq!(run.measures.makespan_s, Some(90.0));
+    assert_eq!(run.measures.mean_wait_s, Some(25.0));
+    // (1 + 1 + 85 / 10) / 3
+    assert_eq!(run.measures.mean_bounded_slowdown, Some(3.5));
+}
+
+#[test]
+fn shortest_first_runs_9_1_4_in_the_order_1_4_9() {
+    let trace = swf(&[(0, 2, 1, 2), (1, 9, 1, 9), (1, 1, 1, 1), (1, 4, 1, 4)]);
+    assert_eq!(
+        starts(&trace, 1, &settings("sjf")),
+        [Some(0), Some(7), Some(2), Some(3)]
+    );
+}
+
+#[test]
+fn what_can_never_run_is_rejected_and_counted() {
+    let trace = swf(&[
+        (0, 10, 5, 10),
+        (0, -1, 1, 10),
+        (0, 10, 0, 10),
+        (0, 0, 1, 10),
+        (0, 10, 4_000_000_000, 10),
+        (-5, 10, 1, 10),
+        (3, 10, 4, -1),
+    ]);
+    let run = run(&trace, &cpus(4), &settings("fifo"));
+    let m = &run.measures;
+    assert_eq!((m.jobs, m.rejected, m.completed), (7, 5, 2));
+    assert_eq!(trace.rejected["it never ran"], 1);
+}
+
+#[test]
+fn the_same_run_twice_is_the_same_to_the_byte() {
+    let jobs: Vec<_> = (0..80)
+        .map(|i| (i * 7 % 130, 1 + i * 31 % 97, 1 + (i % 9) as u32, 200))
+        .collect();
+    let trace = swf(&jobs);
+    let log = |order: &str| {
+        let settings = Settings {
+            log: true,
+            estimates: Estimates::Exact,
+            ..settings(order)
+        };
+        let run = run(&trace, &cpus(16), &settings);
+        assert_eq!(run.measures.completed, 80, "{order}");
+        serde_json::to_string(&(&run.measures, &run.log)).unwrap()
+    };
+    for order in rota_simulate::ORDERS {
+        assert_eq!(log(order.name), log(order.name));
+    }
+}
