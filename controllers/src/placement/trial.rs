@@ -226,3 +226,57 @@ fn told(cluster: &mut Cluster, job: Supposed) -> Value {
     }
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use rota_scheduler::{ClassSpec, NodeSpec, QueueSpec};
+
+    use super::*;
+
+    #[test]
+    fn a_trial_goes_on_over_as_many_cycles_as_it_takes() {
+        let mut cluster = Cluster::new();
+        let amounts = |n: i64| BTreeMap::from([("cpu".to_string(), n)]);
+        let node = NodeSpec {
+            allocatable: amounts(i64::from(PLACEMENTS_MAX) * 2 + 1),
+            ready: true,
+            ..NodeSpec::default()
+        };
+        cluster.upsert_node("n", node);
+        let queue = cluster.set_queue("q", Some(QueueSpec::default()));
+        let class = Class::new(ClassSpec {
+            requests: amounts(1),
+            ..ClassSpec::default()
+        });
+        let tasks = PLACEMENTS_MAX * 3;
+        let text =
+            r#"{"metadata": {"name": "j"}, "spec": {"template": {"spec": {"command": ["x"]}}}}"#;
+        let object: Job = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}"));
+        let job = Supposed {
+            namespace: "a".into(),
+            name: "j".into(),
+            queue_name: "q".into(),
+            class: class.clone(),
+            queue,
+            tasks,
+            held: None,
+            demand: Some(0),
+            placed: BTreeMap::new(),
+        };
+        let trial = Trial {
+            cluster,
+            demands: vec![demand(1, &object, class, queue, tasks)],
+            jobs: vec![job],
+            version: 7,
+        };
+        let told = trial.run();
+        let job = &told["jobs"][0];
+        assert_eq!(job["placed"], PLACEMENTS_MAX * 2 + 1);
+        assert_eq!(job["waiting"], PLACEMENTS_MAX - 1);
+        assert_eq!(
+            job["waitingFor"]["reasons"][0]["reason"],
+            "InsufficientResource"
+        );
+        assert_eq!(told["metadata"]["resourceVersion"], "7");
+    }
+}
