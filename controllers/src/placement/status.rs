@@ -191,7 +191,11 @@ impl Memory {
         let terms = job.terms.as_ref();
         let together = terms.map_or(1, |t| t.together(live));
         let why = explain(&mut self.cluster, &class, queue, together);
-        let behind = behind.map(|b| self.behind(b));
+        let gang = object.spec.gang.is_some() && !self.freed && why.blockers.is_empty();
+        let behind = behind.map(|b| self.behind(b)).or_else(|| {
+            let text = "its tasks fit, but not together with those of the other Jobs of its gang";
+            gang.then(|| why::plain("Gang", text))
+        });
         if why.blockers.is_empty() && behind.is_none() {
             // Something was freed since the last cycle: the next one decides.
             return None;
