@@ -132,7 +132,9 @@ pub fn status(field: &str) -> u64 {
 pub struct Etcd {
     pub url: String,
     /// Dropping it ends etcd; signals for it go in here.
-    pub leash: std::process::Child,
+    leash: std::process::Child,
+    /// Process id of etcd, whose parent is the shell.
+    pid: u32,
 }
 
 #[cfg(feature = "etcd")]
@@ -167,15 +169,18 @@ impl Etcd {
              --listen-peer-urls http://127.0.0.1:{peer} \
              --initial-advertise-peer-urls http://127.0.0.1:{peer} \
              --initial-cluster t=http://127.0.0.1:{peer} >/dev/null 2>&1 & P=$!; \
-             while read line; do kill -$line $P; done; kill -CONT $P; kill -9 $P; wait $P; rm -rf {dir}",
+             echo $P; while read line; do kill -$line $P; done; kill -CONT $P; kill -9 $P; wait $P; rm -rf {dir}",
             dir = dir.display()
         );
-        let leash = Command::new("sh")
+        let mut leash = Command::new("sh")
             .args(["-c", &script])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        let mut said = String::new();
+        let stdout = leash.stdout.as_mut().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut said).unwrap();
         let deadline = std::time::Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(("127.0.0.1", client)).is_err() {
             assert!(std::time::Instant::now() < deadline, "etcd does not start");
@@ -184,14 +189,41 @@ impl Etcd {
         Some(Self {
             url: format!("http://127.0.0.1:{client}"),
             leash,
+            pid: said.trim().parse().unwrap(),
         })
     }
 
-    /// Sends a signal, `STOP` or `CONT`.
-    pub fn signal(&mut self, name: &str) {
+    /// Stops etcd, and returns when none of its threads runs: the signal by itself only asks for
+    /// that, and a busy machine lets them go on for a while.
+    pub fn freeze(&mut self) {
+        self.signal("STOP");
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !self.stopped() {
+            assert!(std::time::Instant::now() < deadline, "etcd does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets a frozen etcd go on.
+    pub fn thaw(&mut self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&mut self, name: &str) {
         use std::io::Write as _;
         let pipe = self.leash.stdin.as_mut().unwrap();
         writeln!(pipe, "{name}").unwrap();
+    }
+
+    /// Whether every thread is in the state `T` of proc(5).
+    fn stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The name before the state is in brackets and may itself hold some.
+            stat.rsplit_once(") ")
+                .is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
     }
 
     pub async fn connect(&self, prefix: &str) -> Arc<rota_store::EtcdStore> {
