@@ -7,4 +7,5 @@ mod model;
 #[cfg(feature = "etcd")]
 mod outage;
 mod powercut;
+mod powercut_redb;
 mod support;
