@@ -3,6 +3,8 @@
 
 mod conformance;
 mod durability;
+#[cfg(feature = "etcd")]
+mod members;
 mod model;
 #[cfg(feature = "etcd")]
 mod outage;
