@@ -51,7 +51,7 @@ impl<'a> Attempt<'a> {
         if allowed == 0 {
             return Err(Cause::QueueLimit);
         }
-        let run = cluster.tasks.runs.intern(demand.starts(self.now));
+        let (run, _) = cluster.tasks.runs.intern(demand.starts(self.now));
         let ask = Ask {
             class,
             queue,
@@ -116,7 +116,7 @@ impl<'a> Attempt<'a> {
             });
         }
         let shape = cluster.classes.all[class as usize].shape;
-        let run = cluster.tasks.runs.intern(demand.starts(self.now));
+        let (run, _) = cluster.tasks.runs.intern(demand.starts(self.now));
         for (node, count) in room.places {
             let placements = &mut self.placements;
             cluster.take(node, queue, shape, run, count, |task| {

@@ -3,6 +3,7 @@
 use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, QueueId, clamp};
 use crate::filter;
+use crate::side::rules::{Rule, Rules};
 use crate::spec::{Class, Taint};
 
 /// One thing that stands in the way.
@@ -45,6 +46,11 @@ pub enum Blocker {
         /// How many.
         nodes: u32,
     },
+    /// Nodes whose labels meet none of the class's required terms.
+    NodeAffinityMismatch {
+        /// How many.
+        nodes: u32,
+    },
     /// Nodes that would do, but have too little free now.
     InsufficientResource {
         /// Resource.
@@ -58,6 +64,22 @@ pub enum Blocker {
     },
     /// Nodes that would do, but on which a fixed port is taken.
     PortInUse {
+        /// How many.
+        nodes: u32,
+    },
+    /// Nodes that would do, but whose domain has no task that the class must be with.
+    Affinity {
+        /// How many.
+        nodes: u32,
+    },
+    /// Nodes that would do, but whose domain has a task that the class must not be with, or that
+    /// must not be with it.
+    AntiAffinity {
+        /// How many.
+        nodes: u32,
+    },
+    /// Nodes that would do, but whose domain has too many tasks compared with the emptiest.
+    SpreadSkew {
         /// How many.
         nodes: u32,
     },
@@ -83,6 +105,11 @@ pub enum Change {
         key: String,
         /// Label value.
         value: String,
+        /// Nodes that would do.
+        nodes: u32,
+    },
+    /// Require nothing of node labels beyond the selector; this many nodes would then take a task.
+    DropNodeAffinity {
         /// Nodes that would do.
         nodes: u32,
     },
@@ -113,7 +140,8 @@ pub struct Explanation {
 /// Asking for less than one part in this many of the request is no useful advice while waiting may help.
 const USEFUL_PART: i64 = 16;
 
-/// Explains. Costs one look at every state, and one at every node for classes with fixed ports.
+/// Explains. Costs one look at every state, and one at every node for classes with fixed ports
+/// or under rules between tasks.
 pub fn explain(cluster: &mut Cluster, class: &Class, queue: QueueId) -> Explanation {
     let id = cluster.class(class);
     let cluster = &*cluster;
@@ -185,6 +213,9 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         return NodesAnswer::default();
     }
     let (mut not_ready, mut cordoned, mut mismatch, mut port_taken, mut fitting) = (0, 0, 0, 0, 0);
+    let (mut unaffine, mut only_unaffine) = (0, 0);
+    let rules = Rules::of(cluster, id);
+    let mut kept_away = KeptAway::default();
     let mut taints: Vec<(Taint, u32)> = Vec::new();
     let mut short = vec![(0u32, i64::MIN); requests.len()];
     let mut by_pair = vec![0u32; spec.node_selector.len()];
@@ -200,9 +231,10 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         let free = states.free_of(*state);
         let fits = filter::fits(free, requests);
         let missing: Vec<u32> = entry
+            .wants
             .pairs
             .iter()
-            .filter(|p| profile.pairs.binary_search(p).is_err())
+            .filter(|p| profile.atoms.binary_search(p).is_err())
             .copied()
             .collect();
         let blocking: Vec<&Taint> = profile
@@ -216,11 +248,17 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         not_ready += if profile.ready { 0 } else { nodes };
         cordoned += if profile.unschedulable { nodes } else { 0 };
         mismatch += if missing.is_empty() { 0 } else { nodes };
+        let affine = entry.wants.required_hold(profile);
+        unaffine += if affine { 0 } else { nodes };
         for taint in &blocking {
             add(&mut taints, taint, nodes);
         }
         let open = profile.ready && !profile.unschedulable;
         match (missing.len(), blocking.len()) {
+            (0, 0) if !affine => {
+                only_unaffine += if open && fits { nodes } else { 0 };
+            }
+            _ if !affine => {}
             (0, 0) => {
                 candidates = true;
                 could_hold |= filter::fits(&profile.capacity, requests);
@@ -232,9 +270,10 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
                     continue;
                 }
                 if fits {
-                    let free_ports = nodes_with_ports(cluster, *state, &shape.ports);
-                    port_taken += nodes - free_ports;
-                    fitting += free_ports;
+                    let rules = rules.as_ref();
+                    let open = open_nodes(cluster, *state, &shape.ports, rules, &mut kept_away);
+                    port_taken += nodes - open.with_ports;
+                    fitting += open.by_rules;
                     continue;
                 }
                 nearest.offer(free, requests);
@@ -283,6 +322,9 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     if mismatch > 0 {
         blockers.push(Blocker::NodeSelectorMismatch { nodes: mismatch });
     }
+    if unaffine > 0 {
+        blockers.push(Blocker::NodeAffinityMismatch { nodes: unaffine });
+    }
     taints.sort();
     for (taint, nodes) in taints {
         blockers.push(Blocker::TaintNotTolerated { taint, nodes });
@@ -296,6 +338,7 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     if port_taken > 0 {
         blockers.push(Blocker::PortInUse { nodes: port_taken });
     }
+    blockers.extend(kept_away.blockers());
     let lower = |near: &Nearest, any: bool| {
         let changes = near.best.as_ref()?.1.iter();
         let named: Vec<_> = changes
@@ -315,6 +358,11 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
             nodes: *nodes,
         })
     };
+    let drop_affinity = || {
+        (only_unaffine > 0).then_some(Change::DropNodeAffinity {
+            nodes: only_unaffine,
+        })
+    };
     let tolerate = || {
         let (taint, nodes) = by_taint.iter().max_by_key(|(_, nodes)| *nodes)?;
         Some(Change::Tolerate {
@@ -327,6 +375,7 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     } else {
         lower(&nearest, false)
             .or_else(drop_selector)
+            .or_else(drop_affinity)
             .or_else(tolerate)
     };
     NodesAnswer {
@@ -369,22 +418,68 @@ fn never_blockers(
     }
 }
 
-/// How many nodes of a state have all the ports free.
-fn nodes_with_ports(cluster: &Cluster, state: u32, ports: &[u16]) -> u32 {
-    if ports.is_empty() {
-        return cluster.states.count[state as usize];
+/// Nodes that rules between tasks keep a class from, by rule.
+#[derive(Default)]
+struct KeptAway {
+    apart: u32,
+    repelled: u32,
+    skewed: u32,
+}
+
+impl KeptAway {
+    fn blockers(&self) -> impl Iterator<Item = Blocker> {
+        let all = [
+            (self.apart, Blocker::Affinity { nodes: self.apart }),
+            (
+                self.repelled,
+                Blocker::AntiAffinity {
+                    nodes: self.repelled,
+                },
+            ),
+            (self.skewed, Blocker::SpreadSkew { nodes: self.skewed }),
+        ];
+        let some = all.into_iter().filter(|(nodes, _)| *nodes > 0);
+        some.map(|(_, blocker)| blocker)
+    }
+}
+
+/// Nodes of one state.
+#[derive(Default)]
+struct OpenNodes {
+    /// That have all the ports free.
+    with_ports: u32,
+    /// Of those, that the rules allow too.
+    by_rules: u32,
+}
+
+fn open_nodes(
+    cluster: &Cluster,
+    state: u32,
+    ports: &[u16],
+    rules: Option<&Rules>,
+    kept_away: &mut KeptAway,
+) -> OpenNodes {
+    let mut open = OpenNodes::default();
+    if ports.is_empty() && rules.is_none() {
+        let all = cluster.states.count[state as usize];
+        (open.with_ports, open.by_rules) = (all, all);
+        return open;
     }
     let mut node = cluster.states.head[state as usize];
-    let mut count = 0;
     while node != NONE {
-        count += u32::from(
-            ports
-                .iter()
-                .all(|port| !cluster.ports.contains_key(&(node, *port))),
-        );
+        let taken = |port: &u16| cluster.ports.contains_key(&(node, *port));
+        if !ports.iter().any(taken) {
+            open.with_ports += 1;
+            match rules.and_then(|rules| rules.against(&cluster.side, node)) {
+                None => open.by_rules += 1,
+                Some(Rule::Affinity) => kept_away.apart += 1,
+                Some(Rule::AntiAffinity) => kept_away.repelled += 1,
+                Some(Rule::Spread) => kept_away.skewed += 1,
+            }
+        }
         node = cluster.states.next_node(node);
     }
-    count
+    open
 }
 
 /// Resource number, from, to.

@@ -35,6 +35,7 @@ mod place;
 #[allow(dead_code)]
 mod preempt;
 pub mod score;
+mod side;
 mod spec;
 
 pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};

@@ -5,16 +5,24 @@ use crate::classes::{ClassEntry, Shape};
 use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::filter::{fits, how_many};
+use crate::filter::{PREFERENCE_MAX, fits, how_many};
 use crate::index::Index;
 use crate::score::{self, Fill, Score, StateView};
+use crate::side;
+use crate::side::rules::Rules;
 use crate::spec::Policy;
 
-/// Taken off the score of a state whose nodes should be tried last; more than any policy's score.
-const SHUN: i64 = 1 << 50;
+/// Policies' scores are kept within ± this, so that what the class itself says ranks before them.
+const SCORE_MAX: i64 = (1 << 38) - 1;
+/// One step of preference: more than policies' scores can differ.
+const PREFER: i64 = 2 * (SCORE_MAX + 1);
+/// Taken off the score of a state whose nodes should be tried last: more than preferences and
+/// scores can differ together. (Their sum stays within an i64: checked here.)
+const SHUN: i64 = 1 << 62;
+const _: () = assert!(PREFER * (2 * PREFERENCE_MAX + 1) < SHUN);
 /// Demands of at most this many tasks, the first time their class is met, are placed by a plain
 /// scan: building an index only pays when the class comes again.
-const SCAN_TASKS_MAX: u32 = 2;
+pub(crate) const SCAN_TASKS_MAX: u32 = 2;
 
 /// What is left of the cycle's budget.
 #[derive(Clone, Copy, Debug)]
@@ -68,11 +76,14 @@ pub(crate) fn place(
     let entry = &mut cluster.classes.all[class as usize];
     entry.learn(&cluster.profiles);
     entry.uses = entry.uses.saturating_add(1);
-    let shape_id = entry.shape;
+    let (shape_id, first) = (entry.shape, entry.uses == 1);
     let shape = cluster.tasks.shapes.get(shape_id).clone();
+    if let Some(rules) = Rules::of(cluster, class) {
+        return side::place::place(cluster, ask, &shape, rules, vetoes, budget, placed);
+    }
     let plain = vetoes.is_empty() && shape.ports.is_empty();
     let policy_impl = score::of(policy);
-    if entry.uses == 1 && count <= SCAN_TASKS_MAX && plain {
+    if first && count <= SCAN_TASKS_MAX && plain {
         let mut left = count;
         while left > 0 && budget.left > 0 {
             budget.spend(cluster.states.live.len() as u64);
@@ -88,7 +99,14 @@ pub(crate) fn place(
         }
         return count - left;
     }
+    let entry = &mut cluster.classes.all[class as usize];
     let mut index = take_index(entry, policy);
+    if let Some(at) = entry.parked.iter().position(|(p, _)| *p == policy) {
+        // Rules of other tasks, which are gone.
+        for entry in entry.parked.swap_remove(at).1.all() {
+            index.put_back(entry);
+        }
+    }
     let mut aside = Vec::new();
     let mut left = count;
     while left > 0 && budget.left > 0 {
@@ -146,7 +164,7 @@ pub(crate) fn place(
 }
 
 /// How many of `want` tasks the node may take, by fixed ports and by every veto.
-fn allowed(
+pub(crate) fn allowed(
     cluster: &Cluster,
     vetoes: &[&dyn Veto],
     shape: &Shape,
@@ -184,7 +202,7 @@ pub(crate) fn fits_somewhere(cluster: &Cluster, class: u32) -> bool {
     })
 }
 
-fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {
+pub(crate) fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {
     match entry.indexes.iter().position(|(p, _)| *p == policy) {
         Some(i) => entry.indexes.swap_remove(i).1,
         None => Index::default(),
@@ -192,7 +210,7 @@ fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {
 }
 
 /// What rating a state needs, borrowed once per pass over many states.
-struct Rater<'a> {
+pub(crate) struct Rater<'a> {
     states: &'a States,
     profiles: &'a [Profile],
     entry: &'a ClassEntry,
@@ -201,7 +219,7 @@ struct Rater<'a> {
 }
 
 impl<'a> Rater<'a> {
-    fn new(cluster: &'a Cluster, class: u32, shape: &'a Shape, policy: &'a dyn Score) -> Self {
+    pub fn new(cluster: &'a Cluster, class: u32, shape: &'a Shape, policy: &'a dyn Score) -> Self {
         Rater {
             states: &cluster.states,
             profiles: &cluster.profiles.all,
@@ -212,7 +230,7 @@ impl<'a> Rater<'a> {
     }
 
     /// The score of a state; None if the class cannot use it.
-    fn rate(&self, state: u32) -> Option<i64> {
+    pub fn rate(&self, state: u32) -> Option<i64> {
         let free = self.states.free_of(state);
         let profile = self.states.profile[state as usize] as usize;
         if !fits(free, self.requests) || !self.entry.suits.contains(profile) {
@@ -226,8 +244,9 @@ impl<'a> Rater<'a> {
             },
             self.requests,
         );
+        let score = score.clamp(-SCORE_MAX, SCORE_MAX) + PREFER * self.entry.preference(profile);
         Some(if self.entry.shuns.contains(profile) {
-            score.saturating_sub(SHUN)
+            score - SHUN
         } else {
             score
         })

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rota_api::Job;
 use rota_scheduler::{Cause, Outcome, Reservation, TaskId, Time};
 
@@ -10,6 +10,8 @@ use super::ask::millis;
 use super::decide::Write;
 use super::memory::{Memory, Stand};
 use crate::runtime::{Key, Note, Regarding};
+
+const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
 /// What stands in a Job's way beyond nodes and queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +137,24 @@ impl Memory {
         }
         for ((loser, winner), (count, key)) in told {
             self.tell_eviction(loser, winner, count, &key);
+        }
+    }
+
+    /// Tells the scheduler how many tasks may still be evicted for each Queue within this hour.
+    pub(super) fn allow_evictions(&mut self, now: Timestamp) {
+        let hour_ago = now.saturating_sub(HOUR).unwrap_or(now);
+        for (name, memory) in &mut self.queues {
+            while memory.evicted.front().is_some_and(|at| *at <= hour_ago) {
+                memory.evicted.pop_front();
+            }
+            let Some(queue) = &memory.queue else {
+                continue;
+            };
+            let budget = queue.spec.preemption.budget_per_hour.max(0) as usize;
+            let left = budget.saturating_sub(memory.evicted.len());
+            let id = self.cluster.queue(name);
+            let left = u32::try_from(left).unwrap_or(u32::MAX - 1);
+            self.cluster.allow_evictions(id, left);
         }
     }
 

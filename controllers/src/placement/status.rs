@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use rota_api::{Job, Quantity, Queue, Resources, WaitReason, WaitingFor};
-use rota_scheduler::explain;
+use rota_scheduler::{NEVER, explain};
 use serde_json::{Value, json};
 
 use super::decide::{Answer, Op, Write, room};
 use super::memory::{JobMem, Memory};
+use super::promise::Behind;
 use super::why;
 use crate::lifecycle::{self, Edges, Hold};
 use crate::runtime::{Failure, Note, Regarding};
@@ -148,7 +149,7 @@ impl Memory {
     }
 
     /// Why the Job waits now; `Some(None)` if it does not; None while that is open.
-    fn waiting(&mut self, serial: u64, object: &Job) -> Option<Option<WaitingFor>> {
+    pub(super) fn waiting(&mut self, serial: u64, object: &Job) -> Option<Option<WaitingFor>> {
         let job = self.jobs.get(&serial)?;
         let hold = job.wanted.hold;
         if hold == Hold::NotStarted && !lifecycle::is_finished(object) {
@@ -182,13 +183,53 @@ impl Memory {
             return None;
         }
         let make = job.make.as_ref()?;
+        let behind = job.behind;
         let (class, queue) = (make.class.clone(), make.queue);
         let why = explain(&mut self.cluster, &class, queue);
-        if why.blockers.is_empty() {
+        let behind = behind.map(|b| self.behind(b));
+        if why.blockers.is_empty() && behind.is_none() {
             // Something was freed since the last cycle: the next one decides.
             return None;
         }
-        Some(Some(why::waiting_for(&why, &object.spec.queue)))
+        let mut waiting = why::waiting_for(&why, &object.spec.queue);
+        if let Some(reason) = behind {
+            waiting.reasons.insert(0, reason);
+            waiting.reasons.truncate(why::REASONS_MAX);
+        }
+        Some(Some(waiting))
+    }
+
+    /// What stands in the way beyond nodes and queue, in words.
+    fn behind(&self, behind: Behind) -> WaitReason {
+        let name = |serial: u64| {
+            let job = self.jobs.get(&serial);
+            job.map_or_else(String::new, |j| {
+                format!("{}/{}", j.owner.namespace, j.owner.name)
+            })
+        };
+        match behind {
+            Behind::Gang(serial) => why::plain(
+                "Gang",
+                format!("Job {} of the same gang cannot start", name(serial)),
+            ),
+            Behind::Reserved(None) => why::plain(
+                "Reserved",
+                "the nodes where it fits are kept for earlier Jobs",
+            ),
+            Behind::Reserved(Some((serial, start))) => {
+                let when = match Timestamp::from_millisecond(start) {
+                    Ok(time) if start != NEVER => {
+                        format!(", which is to start at {}", time.strftime("%FT%TZ"))
+                    }
+                    _ => String::new(),
+                };
+                let text = format!(
+                    "the nodes where it fits are kept for Job {}{when}; this Job could not be sure to have ended by then",
+                    name(serial)
+                );
+                why::plain("Reserved", text)
+            }
+        }
     }
 
     pub(super) fn job_status_answered(&mut self, serial: u64, answer: Answer, _now: Timestamp) {
@@ -283,7 +324,7 @@ fn object_waits(object: &Job) -> bool {
             .is_some_and(|s| s.start_time.is_some())
 }
 
-fn only(reason: WaitReason) -> WaitingFor {
+pub(super) fn only(reason: WaitReason) -> WaitingFor {
     WaitingFor {
         reasons: vec![reason],
         smallest_change: None,

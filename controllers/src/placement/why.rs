@@ -4,7 +4,7 @@ use rota_api::{Quantity, WaitReason, WaitingFor};
 use rota_scheduler::{Blocker, Change, Explanation, Taint};
 
 /// Most reasons that a status holds.
-const REASONS_MAX: usize = 16;
+pub(super) const REASONS_MAX: usize = 16;
 
 /// The `waitingFor` of an explanation; `queue` is the Job's.
 pub fn waiting_for(why: &Explanation, queue: &str) -> WaitingFor {
@@ -76,6 +76,14 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
             *nodes,
             format!("{} not the labels of nodeSelector", have(*nodes)),
         ),
+        Blocker::NodeAffinityMismatch { nodes } => nodes_of(
+            "NodeAffinityMismatch",
+            *nodes,
+            format!(
+                "{} not the labels that node affinity requires",
+                have(*nodes)
+            ),
+        ),
         Blocker::InsufficientResource {
             resource,
             nodes,
@@ -98,6 +106,27 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
             "PortInUse",
             *nodes,
             format!("{} a fixed port in use already", have(*nodes)),
+        ),
+        Blocker::Affinity { nodes } => nodes_of(
+            "Affinity",
+            *nodes,
+            format!("{} no task near that this one must be with", have(*nodes)),
+        ),
+        Blocker::AntiAffinity { nodes } => nodes_of(
+            "AntiAffinity",
+            *nodes,
+            format!(
+                "{} a task near that must be kept apart from this one",
+                have(*nodes)
+            ),
+        ),
+        Blocker::SpreadSkew { nodes } => nodes_of(
+            "SpreadSkew",
+            *nodes,
+            format!(
+                "{} more tasks near than the allowed skew over the emptiest part",
+                have(*nodes)
+            ),
         ),
         Blocker::NeverFits {
             resource,
@@ -132,6 +161,10 @@ fn change(change: &Change, queue: &str) -> String {
         Change::Lower(cuts) => format!("lower {}", list(cuts)),
         Change::DropSelector { key, value, nodes } => format!(
             "remove {key}={value} from nodeSelector ({} room then)",
+            have(*nodes)
+        ),
+        Change::DropNodeAffinity { nodes } => format!(
+            "remove the required node affinity ({} room then)",
             have(*nodes)
         ),
         Change::Tolerate { taint, nodes } => {

@@ -375,7 +375,7 @@ fn allowed_profiles(cluster: &Cluster, class: u32) -> FixedBitSet {
         let suits = if p < entry.suits.len() {
             entry.suits.contains(p)
         } else {
-            filter::suits(&entry.pairs, tolerations, profile)
+            filter::suits(&entry.wants, tolerations, profile)
         };
         allowed.set(p, suits && filter::fits(&profile.capacity, requests));
     }

@@ -237,7 +237,7 @@ proptest! {
         }
         for (cpu, memory, count, run) in newcomers {
             let end_max = NOW + run;
-            let told = cluster.tasks.runs.intern(Run { end: end_max, end_max, ..Run::since(NOW) });
+            let (told, _) = cluster.tasks.runs.intern(Run { end: end_max, end_max, ..Run::since(NOW) });
             let ask = Ask {
                 class: cluster.class(&class(cpu, memory)),
                 queue: cluster.queue("q").0,

@@ -18,11 +18,13 @@ pub use tasks::TaskId;
 use self::profiles::Profiles;
 use self::queues::{OWNERS_FIRST, Owners, Queue};
 use self::states::{NONE, States};
-use self::tasks::Tasks;
+pub(crate) use self::tasks::Tasks;
 use crate::classes::{ClassEntry, Classes, Shape};
+use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
-use crate::spec::{Class, NodeSpec, Time};
+use crate::side::Side;
+use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator, Time};
 
 /// Resources that the flat arrays have room for at first; doubled when more are named.
 const STRIDE_FIRST: usize = 8;
@@ -81,6 +83,7 @@ pub struct Cluster {
     pub(crate) now: Time,
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
+    pub(crate) side: Side,
 }
 
 impl Default for Cluster {
@@ -115,6 +118,7 @@ impl Cluster {
             charges: 0,
             now: 0,
             ports: FxMap::default(),
+            side: Side::default(),
         }
     }
 
@@ -139,6 +143,7 @@ impl Cluster {
         node.spec = spec;
         node.present = true;
         self.profile_again(id);
+        self.settle(id);
         NodeId(id)
     }
 
@@ -157,6 +162,7 @@ impl Cluster {
         self.profiles.drop_labels(id, &spec.labels);
         self.count_out(profile);
         self.states.detach(id);
+        self.settle(id);
         self.forget_if_unused(id);
         true
     }
@@ -288,6 +294,7 @@ impl Cluster {
     pub(crate) fn drop_indexes(&mut self) {
         for class in &mut self.classes.all {
             class.indexes.clear();
+            class.parked.clear();
         }
     }
 
@@ -309,6 +316,12 @@ impl Cluster {
             }
         }
         let profile = self.profiles.of(&self.nodes[n].spec, capacity.into());
+        self.set_profile(id, profile);
+    }
+
+    /// Moves a node to a profile, and so to another state.
+    fn set_profile(&mut self, id: u32, profile: u32) {
+        let n = id as usize;
         let old = std::mem::replace(&mut self.nodes[n].profile, profile);
         if old != NONE {
             self.count_out(old);
@@ -346,6 +359,9 @@ impl Cluster {
         let free = &*free;
         self.states
             .attach(id, node.profile, free, || leftover(magnitude, free));
+        if self.states.count[self.states.of_node[id as usize] as usize] > 1 {
+            self.side.joined(id);
+        }
     }
 
     /// Number of a class; new ones learn their shape, labels and profiles.
@@ -355,20 +371,12 @@ impl Cluster {
         }
         let shape = self.shape(class);
         self.tasks.shapes.keep(shape, 1);
-        let mut pairs = Vec::new();
-        for (key, value) in &class.spec().node_selector {
-            let (pair, new) = self.profiles.ask(key, value);
-            pairs.push(pair);
-            if new {
-                for node in self.profiles.carriers(key, value) {
-                    self.profile_again(node);
-                }
-            }
-        }
+        let wants = self.wants(class.spec());
+        let own = self.own_terms(class.spec());
         let id = self.classes.all.len() as u32;
         self.classes
             .all
-            .push(ClassEntry::new(class.clone(), shape, pairs));
+            .push(ClassEntry::new(class.clone(), shape, wants, own));
         self.classes.ids.insert(class.clone(), id);
         id
     }
@@ -378,6 +386,71 @@ impl Cluster {
         self.classes.all[class as usize].learn(&self.profiles);
     }
 
+    /// What a class asks of node labels; nodes that meet a new atom move to other profiles.
+    fn wants(&mut self, spec: &ClassSpec) -> Wants {
+        let mut pairs = Vec::new();
+        for (key, value) in &spec.node_selector {
+            let (atom, new) = self.profiles.ask(key, value);
+            pairs.push(atom);
+            if new {
+                let nodes = self.profiles.carriers(key, value);
+                self.meet(nodes, atom);
+            }
+        }
+        pairs.sort_unstable();
+        Wants {
+            pairs: pairs.into(),
+            required: spec.required.iter().map(|t| self.term(t)).collect(),
+            preferred: spec
+                .preferred
+                .iter()
+                .map(|(weight, t)| (*weight, self.term(t)))
+                .collect(),
+        }
+    }
+
+    fn term(&mut self, term: &NodeTerm) -> Box<[u32]> {
+        let mut atoms = Vec::with_capacity(term.len());
+        for expression in term {
+            let (atom, new) = self.profiles.ask_expression(expression);
+            atoms.push(atom);
+            if new {
+                let nodes = self.nodes_that_meet(expression);
+                self.meet(nodes, atom);
+            }
+        }
+        atoms.into()
+    }
+
+    /// Nodes of whose labels an expression holds, in a fixed order.
+    fn nodes_that_meet(&self, expression: &Expression) -> Vec<u32> {
+        if expression.operator == Operator::In {
+            let values = expression.values.iter();
+            let mut nodes: Vec<u32> = values
+                .flat_map(|value| self.profiles.carriers(&expression.key, value))
+                .collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            return nodes;
+        }
+        let holds = |n: &u32| {
+            let node = &self.nodes[*n as usize];
+            node.present && expression.holds(&node.spec.labels)
+        };
+        (0..self.nodes.len() as u32).filter(holds).collect()
+    }
+
+    fn meet(&mut self, nodes: Vec<u32>, atom: u32) {
+        let mut moves: FxMap<u32, u32> = FxMap::default();
+        for node in nodes {
+            let old = self.nodes[node as usize].profile;
+            let new = *moves
+                .entry(old)
+                .or_insert_with(|| self.profiles.with(old, atom));
+            self.set_profile(node, new);
+        }
+    }
+
     fn shape(&mut self, class: &Class) -> u32 {
         let spec = class.spec();
         let requests = spec
@@ -385,11 +458,24 @@ impl Cluster {
             .iter()
             .map(|(name, amount)| (self.resource(name), *amount))
             .collect();
+        let tag = self.tag(spec);
         let shape = Shape {
             requests,
             ports: spec.ports.as_slice().into(),
+            tag,
         };
-        self.tasks.shapes.intern(shape)
+        let (id, new) = self.tasks.shapes.intern(shape);
+        if new {
+            self.side.keep_tag(tag);
+        }
+        id
+    }
+
+    /// One user less of a shape; with the last one goes what it counted for.
+    fn drop_shape(&mut self, id: u32) {
+        if let Some(shape) = self.tasks.shapes.drop_one(id) {
+            self.side.drop_tag(shape.tag);
+        }
     }
 
     /// Drops caches that have grown beyond their bounds. Called between cycles.
@@ -398,7 +484,8 @@ impl Cluster {
         let profiles_max = 2 * self.profiles.live() + 1024;
         if self.classes.all.len() > CLASSES_MAX || self.profiles.all.len() > profiles_max {
             for class in std::mem::take(&mut self.classes).all {
-                self.tasks.shapes.drop_one(class.shape);
+                self.drop_own_terms(&class.own);
+                self.drop_shape(class.shape);
             }
             self.total.fill(0);
             self.profiles.forget();

@@ -81,10 +81,10 @@ impl<T> Default for Counted<T> {
 }
 
 impl<T: Clone + Eq + Hash> Counted<T> {
-    /// Number of a value. Unused until [`Counted::keep`] is called.
-    pub fn intern(&mut self, shape: T) -> u32 {
+    /// Number of a value, and whether it is new: unused until [`Counted::keep`] is called.
+    pub fn intern(&mut self, shape: T) -> (u32, bool) {
         if let Some(id) = self.ids.get(&shape) {
-            return *id;
+            return (*id, false);
         }
         let id = match self.unused.pop() {
             Some(id) => {
@@ -97,20 +97,22 @@ impl<T: Clone + Eq + Hash> Counted<T> {
             }
         };
         self.ids.insert(shape, id);
-        id
+        (id, true)
     }
 
     pub fn keep(&mut self, id: u32, times: u32) {
         self.all[id as usize].1 += u64::from(times);
     }
 
-    pub fn drop_one(&mut self, id: u32) {
-        let (shape, users) = &mut self.all[id as usize];
+    /// One user less; gives back the value when that was the last.
+    pub fn drop_one(&mut self, id: u32) -> Option<T> {
+        let (value, users) = &mut self.all[id as usize];
         *users -= 1;
-        if *users == 0 {
-            self.ids.remove(shape);
-            self.unused.push(id);
+        if *users > 0 {
+            return None;
         }
+        self.unused.push(id);
+        self.ids.remove_entry(value).map(|(value, _)| value)
     }
 
     /// Takes a value out again that was interned and that nobody came to use.
@@ -200,7 +202,7 @@ impl Cluster {
     pub fn bind(&mut self, node: &str, queue: QueueId, class: &Class, run: Run) -> TaskId {
         let shape = self.shape(class);
         let node = self.node_slot(node);
-        let run = self.tasks.runs.intern(run);
+        let (run, _) = self.tasks.runs.intern(run);
         let mut out = Vec::with_capacity(1);
         self.take(node, queue.0, shape, run, 1, |id| out.push(id));
         out[0]
@@ -266,7 +268,7 @@ impl Cluster {
             return false;
         }
         self.tasks.delist(id.slot);
-        let new = self.tasks.runs.intern(run);
+        let (new, _) = self.tasks.runs.intern(run);
         self.tasks.runs.keep(new, 1);
         let task = &mut self.tasks.slots[id.slot as usize];
         let old = std::mem::replace(&mut task.run, new);
@@ -310,6 +312,7 @@ impl Cluster {
         self.tasks.unused.push(id.slot);
         let shape = self.tasks.shapes.get(shape_id);
         let start = node as usize * self.stride;
+        self.side.depart(shape.tag, node);
         for (r, amount) in &shape.requests {
             self.used[start + *r as usize] -= i128::from(*amount);
             if leaving {
@@ -332,7 +335,7 @@ impl Cluster {
         let gang = self.tasks.runs.get(run).gang;
         self.tasks.leave_gang(gang, id.slot);
         self.tasks.runs.drop_one(run);
-        self.tasks.shapes.drop_one(shape_id);
+        self.drop_shape(shape_id);
         self.states.detach(node);
         self.attach(node);
         self.forget_if_unused(node);
@@ -377,6 +380,7 @@ impl Cluster {
         for port in &shape.ports {
             *self.ports.entry((node, *port)).or_insert(0) += count;
         }
+        self.side.arrive(shape.tag, node, count);
         self.charge(queue, shape_id, run, i64::from(count));
         self.tasks.shapes.keep(shape_id, count);
         self.tasks.runs.keep(run, count);

@@ -6,7 +6,8 @@
 //!
 //! 1. `from`, and every queue above it up to and with B, still has its guarantee after the loss; and
 //! 2. either (a) some queue from `to` up to and with A stays within its guarantee after the gain, or
-//!    (b) A's dominant share for its weight after the gain is at most B's after the loss.
+//!    (b) `to` reclaims up to its share ([`Reclaim::PreemptToShare`]), and A's dominant share for
+//!    its weight after the gain is at most B's after the loss.
 //!
 //! **No sequence of moves comes back to where it was**, when what is lost equals what is gained, so
 //! there are no eviction loops. Two quantities show it:
@@ -34,6 +35,7 @@ use super::share::{level, share};
 use crate::cluster::Cluster;
 use crate::cluster::queues::Queue;
 use crate::cluster::states::NONE;
+use crate::spec::Reclaim;
 
 /// Whether there may be something at all to take from `from`, so that looking at its tasks is worth
 /// it: with the least of a loss.
@@ -103,6 +105,13 @@ fn allowed(
     });
     if owed {
         return true;
+    }
+    if taker
+        .spec
+        .as_ref()
+        .is_none_or(|s| s.reclaim != Reclaim::PreemptToShare)
+    {
+        return false;
     }
     let (taker, giver) = (
         Sister::new(cluster, winners.last(), to),

@@ -1,11 +1,13 @@
 //! Rank: who may be evicted by whom.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Want;
 use super::cost::{self, RESTART};
 use crate::cluster::Cluster;
-use crate::fair::reclaim::could_reclaim;
+use crate::fair::reclaim::{could_reclaim, may_reclaim};
+use crate::intern::FxMap;
 use crate::place::Budget;
 use crate::spec::{NEVER, Order, Reclaim, Run, Time};
 
@@ -16,8 +18,12 @@ pub(crate) struct Rank {
     pub lists: Vec<(i32, u32)>,
     /// Lowest priority among them.
     pub lowest: i32,
-    /// Queues that something may be reclaimed from. Taken out when that is no longer so.
-    pub open: BTreeMap<u32, bool>,
+    /// Queues that something might be reclaimed from.
+    open: BTreeMap<u32, bool>,
+    /// Node and queue of which no more may be reclaimed together.
+    closed: BTreeSet<(u32, u32)>,
+    /// By queue and shape, whether one such task may be reclaimed as the cluster is now.
+    judged: RefCell<FxMap<(u32, u32), bool>>,
     /// How the own queue's tasks are compared; `None`: they are never evicted.
     within: Option<Order>,
 }
@@ -32,7 +38,7 @@ impl Rank {
             Order::ShortestRemainingTimeFirst => want.demand.run != NEVER,
             Order::Fifo | Order::ShortestJobFirst => false,
         });
-        let reclaims = spec.is_some_and(|s| s.reclaim == Reclaim::PreemptBorrowers);
+        let reclaims = spec.is_some_and(|s| s.reclaim != Reclaim::WhenIdle);
         let shape = cluster.classes.all[want.class as usize].shape;
         let requests = &cluster.tasks.shapes.get(shape).requests;
         let mut open = BTreeMap::new();
@@ -60,12 +66,43 @@ impl Rank {
             lowest: lists.first().map_or(0, |(priority, _)| *priority),
             lists,
             open,
+            closed: BTreeSet::new(),
+            judged: RefCell::default(),
             within,
         }
     }
 
     pub fn nobody(&self) -> bool {
         self.lists.is_empty()
+    }
+
+    /// Whether one task of another queue may go for one of the demand, as the cluster is now.
+    pub fn may_reclaim(&self, cluster: &Cluster, want: &Want<'_>, slot: u32) -> bool {
+        let task = &cluster.tasks.slots[slot as usize];
+        let key = (task.queue, task.shape);
+        *self.judged.borrow_mut().entry(key).or_insert_with(|| {
+            let shape = cluster.classes.all[want.class as usize].shape;
+            let loss = &cluster.tasks.shapes.get(task.shape).requests;
+            let gain = &cluster.tasks.shapes.get(shape).requests;
+            may_reclaim(cluster, task.queue, loss, want.queue, gain)
+        })
+    }
+
+    /// What queues hold has changed: they are judged anew.
+    pub fn changed(&mut self) {
+        self.judged.get_mut().clear();
+    }
+
+    /// A task may not be reclaimed together with others; its node's and queue's tasks stay.
+    pub fn close(&mut self, cluster: &Cluster, slot: u32) {
+        let task = &cluster.tasks.slots[slot as usize];
+        self.closed.insert((task.node, task.queue));
+    }
+
+    /// The same for all of its queue.
+    pub fn close_queue(&mut self, cluster: &Cluster, slot: u32) {
+        let task = &cluster.tasks.slots[slot as usize];
+        self.open.insert(task.queue, false);
     }
 
     /// Whether this one task may be evicted for the demand.
@@ -82,7 +119,9 @@ impl Rank {
             return false;
         }
         if task.queue != want.queue {
-            return self.open.get(&task.queue).copied().unwrap_or(false);
+            return self.open.get(&task.queue).copied().unwrap_or(false)
+                && !self.closed.contains(&(task.node, task.queue))
+                && self.may_reclaim(cluster, want, slot);
         }
         let lower = run.priority < want.priority;
         match self.within {

@@ -15,7 +15,6 @@ use super::{Eviction, Want};
 use crate::classes::Shape;
 use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, TaskId};
-use crate::fair::reclaim::may_reclaim;
 use crate::filter::how_many;
 use crate::place::{Budget, Veto};
 use crate::spec::Time;
@@ -103,7 +102,7 @@ impl<'a> Search<'a> {
         entry.learn(&cluster.profiles);
         let shape_id = entry.shape;
         let shape = cluster.tasks.shapes.get(shape_id).clone();
-        let run = cluster.tasks.runs.intern(want.demand.starts(now));
+        let (run, _) = cluster.tasks.runs.intern(want.demand.starts(now));
         cluster.tasks.runs.keep(run, 1);
         Search {
             cluster,
@@ -293,7 +292,14 @@ impl<'a> Search<'a> {
     /// reclaimed any more or a node rule forbids it.
     pub fn commit(&mut self, step: &Move) -> bool {
         let before = self.chosen.len();
-        let mut go = step.units.iter().all(|unit| self.evict(unit));
+        let mut go = true;
+        for unit in &step.units {
+            if let Err(slot) = self.evict(unit) {
+                self.rank.close(self.cluster, slot);
+                go = false;
+                break;
+            }
+        }
         // Rules are asked with the victims on their way out, since these may be what they are about.
         if go && !step.units.is_empty() {
             let allowed = self.allowed(step.node, step.count).unwrap_or(0);
@@ -306,6 +312,7 @@ impl<'a> Search<'a> {
             for unit in self.chosen.split_off(before).iter().rev() {
                 self.stay(unit);
             }
+            self.rank.changed();
             return false;
         }
         // Each reclaim is judged for one task; more of them may use the room as borrowers do.
@@ -324,23 +331,25 @@ impl<'a> Search<'a> {
         self.cluster.tasks.slots[slot as usize].queue
     }
 
-    /// False, and nothing done, when one of the unit may not be reclaimed any more.
-    pub fn evict(&mut self, unit: &Unit) -> bool {
+    /// Lets a unit leave; where one of it may not be reclaimed any more nothing is done, and that
+    /// one is the answer.
+    pub fn evict(&mut self, unit: &Unit) -> Result<(), u32> {
         for (i, slot) in unit.slots.iter().enumerate() {
-            let (from, to) = (self.queue_of(*slot), self.want.queue);
-            let shape = self.cluster.tasks.slots[*slot as usize].shape;
-            let loss = &self.cluster.tasks.shapes.get(shape).requests;
-            if from != to && !may_reclaim(self.cluster, from, loss, to, &self.shape.requests) {
-                self.rank.open.insert(from, false);
+            self.rank.changed();
+            if self.queue_of(*slot) != self.want.queue
+                && !self.rank.may_reclaim(self.cluster, self.want, *slot)
+            {
                 for slot in unit.slots[..i].iter().rev() {
                     self.cluster.stay(self.cluster.tasks.id(*slot));
                 }
-                return false;
+                self.rank.changed();
+                return Err(*slot);
             }
             self.cluster.leave(self.cluster.tasks.id(*slot));
         }
+        self.rank.changed();
         self.chosen.push(unit.clone());
-        true
+        Ok(())
     }
 
     pub fn stay(&mut self, unit: &Unit) {
@@ -361,6 +370,7 @@ impl<'a> Search<'a> {
         );
         *self.places.entry(node).or_insert(0) += count;
         self.caps.remove(&node);
+        self.rank.changed();
         self.left -= count;
     }
 }

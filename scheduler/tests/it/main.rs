@@ -3,6 +3,9 @@
 
 mod fair;
 mod fair_oracle;
+mod history;
 mod model;
+mod preempt;
 mod random;
+mod side;
 mod stories;

@@ -25,7 +25,7 @@ fn amounts(max: i64) -> impl Strategy<Value = BTreeMap<String, i64>> {
 }
 
 fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
-    prop::collection::btree_map("[ab]", "[xy]", 0..3)
+    prop::collection::btree_map("[ab]", "[xy5]", 0..3)
 }
 
 fn effect() -> impl Strategy<Value = Effect> {
@@ -60,6 +60,23 @@ fn node_spec() -> impl Strategy<Value = NodeSpec> {
         )
 }
 
+fn node_term() -> impl Strategy<Value = NodeTerm> {
+    let operator = prop::sample::select(vec![
+        Operator::In,
+        Operator::NotIn,
+        Operator::Exists,
+        Operator::DoesNotExist,
+        Operator::Gt,
+    ]);
+    let expression = ("[ab]", operator, prop::collection::vec("[xy3]", 1..3));
+    let expression = expression.prop_map(|(key, operator, values)| Expression {
+        key,
+        operator,
+        values,
+    });
+    prop::collection::vec(expression, 1..3)
+}
+
 fn class_spec() -> impl Strategy<Value = ClassSpec> {
     let toleration = (
         prop::option::of("[tu]"),
@@ -72,14 +89,23 @@ fn class_spec() -> impl Strategy<Value = ClassSpec> {
         prop::collection::btree_map("[ab]", "[xy]", 0..2),
         prop::collection::vec(toleration, 0..2),
         prop::collection::vec(80u16..82, 0..2),
+        prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(node_term(), 1..3)],
+        prop_oneof![
+            2 => Just(Vec::new()),
+            1 => prop::collection::vec((-2i32..3, node_term()), 1..3)
+        ],
     )
-        .prop_map(|(requests, node_selector, tolerations, ports)| ClassSpec {
-            requests,
-            node_selector,
-            tolerations,
-            ports: if ports.len() == 1 { ports } else { Vec::new() },
-            ..ClassSpec::default()
-        })
+        .prop_map(
+            |(requests, node_selector, tolerations, ports, required, preferred)| ClassSpec {
+                requests,
+                node_selector,
+                tolerations,
+                ports: if ports.len() == 1 { ports } else { Vec::new() },
+                required,
+                preferred,
+                ..ClassSpec::default()
+            },
+        )
 }
 
 fn queue_spec() -> impl Strategy<Value = QueueSpec> {
@@ -204,6 +230,20 @@ impl Pair {
                 self.model.fits(&node, class),
                 "{class:?} does not fit {node}"
             );
+            let rank = |n: &String| {
+                let taints = self.model.nodes[n].taints.iter();
+                let shunned = taints.filter(|t| !class.tolerations.iter().any(|s| s.accepts(t)));
+                (shunned.count() == 0, self.model.preference(n, class))
+            };
+            let open = self
+                .model
+                .nodes
+                .keys()
+                .filter(|n| self.model.fits(n, class));
+            assert!(
+                open.into_iter().all(|n| rank(n) <= rank(&node)),
+                "another node is preferred by {class:?}"
+            );
             assert!(
                 self.model.queue_allows(&queue_name(*q), class),
                 "limit passed"
@@ -282,6 +322,9 @@ impl Pair {
                 Blocker::NodeSelectorMismatch { nodes } => {
                     assert_eq!(*nodes, count(&|n| !m.carries(n, class)));
                 }
+                Blocker::NodeAffinityMismatch { nodes } => {
+                    assert_eq!(*nodes, count(&|n| !m.affine(n, class)));
+                }
                 Blocker::InsufficientResource {
                     resource, nodes, ..
                 } => {
@@ -297,11 +340,15 @@ impl Pair {
                     };
                     assert_eq!(*nodes, count(&taken));
                 }
+                Blocker::Affinity { .. }
+                | Blocker::AntiAffinity { .. }
+                | Blocker::SpreadSkew { .. } => panic!("nothing has such rules here"),
                 Blocker::NeverFits { .. } => {
                     let mut empty = m.clone();
                     empty.tasks.clear();
                     assert!(m.nodes.keys().all(|n| {
                         !m.carries(n, class)
+                            || !m.affine(n, class)
                             || !m.tolerated(n, class)
                             || !empty.lacks(n, class).is_empty()
                     }));
@@ -326,6 +373,7 @@ impl Pair {
             Some(Change::DropSelector { key, .. }) => {
                 changed.node_selector.remove(key);
             }
+            Some(Change::DropNodeAffinity { .. }) => changed.required.clear(),
             Some(Change::Tolerate { taint, .. }) => changed.tolerations.push(Toleration {
                 key: Some(taint.key.clone()),
                 value: Some(taint.value.clone()),
