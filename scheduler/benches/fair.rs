@@ -66,18 +66,24 @@ fn class(i: usize) -> Class {
 const ROUNDS: usize = 200;
 
 fn main() {
-    for (groups, each) in [(1, 1000), (30, 33), (2, 500)] {
+    for (groups, each, count) in [
+        (1, 1000, 1000),
+        (30, 33, 1000),
+        (2, 500, 1000),
+        (1, 10_000, 100),
+        (2, 5_000, 100),
+    ] {
         let mut cluster = fleet(50_000);
         let queues = queues(&mut cluster, groups, each);
         let demands: Vec<Demand> = queues
             .iter()
             .enumerate()
-            .map(|(i, q)| Demand::new(i as u64, class(i), *q, 1000))
+            .map(|(i, q)| Demand::new(i as u64, class(i), *q, count))
             .collect();
         let start = cpu_seconds();
         let outcome = cycle(&mut cluster, &demands, 0, Options::default());
         println!(
-            "{groups} x {each} queues, 1000 tasks each: {} placed in {:.3} s",
+            "{groups} x {each} queues, {count} tasks each: {} placed in {:.3} s",
             outcome.placements.len(),
             cpu_seconds() - start
         );
