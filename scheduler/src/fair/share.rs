@@ -1,5 +1,6 @@
 //! Shares as fixed-point numbers, and the key that siblings are ordered by.
 
+use crate::mutant::{Mutant, mutant};
 use crate::spec::Time;
 
 /// A share of the whole cluster. What differs by less than 2^-60 of it counts as equal.
@@ -23,6 +24,9 @@ pub(crate) fn share(amount: i128, total: i128) -> u64 {
 /// A share for a weight (of at least 1), as siblings are compared by. Rounding down twice is rounding
 /// down once, so equal fractions are equal levels, whatever they are fractions of.
 pub(crate) fn level(share: u64, weight: u32) -> u64 {
+    if mutant(Mutant::WrongSister) {
+        return MOST - share / u64::from(weight);
+    }
     share / u64::from(weight)
 }
 
