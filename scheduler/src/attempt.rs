@@ -3,6 +3,7 @@
 use crate::agenda::head_room;
 use crate::cluster::{Cluster, NodeId};
 use crate::cycle::{Cause, Eviction, Placement};
+use crate::mutant::{Mutant, mutant};
 use crate::place::{Ask, Budget, Veto, fits_somewhere, place, place_on};
 use crate::preempt::{self, Want};
 use crate::spec::{Demand, Time};
@@ -127,6 +128,9 @@ impl<'a> Attempt<'a> {
         let shape = cluster.classes.all[class as usize].shape;
         let (run, _) = cluster.tasks.runs.intern(demand.starts(self.now));
         for (node, count) in room.places {
+            if mutant(Mutant::EvictForNobody) {
+                break;
+            }
             let placements = &mut self.placements;
             cluster.take(node, queue, shape, run, count, |task| {
                 placements.push(Placement {
@@ -149,6 +153,9 @@ impl<'a> Attempt<'a> {
 
     /// Takes everything back.
     pub fn undo(self, cluster: &mut Cluster) {
+        if mutant(Mutant::LoseUndo) {
+            return;
+        }
         for placement in self.placements.iter().rev() {
             cluster.release(placement.task);
         }

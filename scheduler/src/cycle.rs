@@ -7,6 +7,7 @@ use crate::agenda::{Agenda, Unit};
 use crate::ahead::{Ahead, Need, Pick, Promises};
 use crate::attempt::Attempt;
 use crate::cluster::{Cluster, NodeId, TaskId};
+use crate::mutant::{Mutant, mutant};
 use crate::place::{Budget, Veto};
 use crate::spec::{Backfill, Demand, NEVER, Order, Time};
 
@@ -234,7 +235,9 @@ impl<'a> Pass<'a> {
         // A gang that a whole cycle's budget does not suffice for would never start otherwise.
         let budget = idle.then_some(u64::MAX);
         let (attempt, answer) = self.attempt(cluster, &wants, budget);
-        if let Err((at, cause)) = answer {
+        if let Err((at, cause)) = answer
+            && !mutant(Mutant::PartOfGang)
+        {
             attempt.undo(cluster);
             if self.push_aside_for_gang(cluster, &wants, cause) {
                 return self.gang_started(unit);
@@ -271,7 +274,8 @@ impl<'a> Pass<'a> {
         for (position, want) in wants {
             let demand = &self.demands[*position as usize];
             let end_max = demand.starts(self.now).end_max;
-            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let reserved = (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation))
+                .then(|| self.ahead.veto(end_max));
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
             let first = match reserved.is_some() && pick(cluster, demand) == Pick::Latest {
                 true => self.ahead.reserved_nodes(),
@@ -296,10 +300,11 @@ impl<'a> Pass<'a> {
             let demand = &self.demands[position as usize];
             let count = step.min(left);
             let mut attempt = Attempt::new(self.demands, self.now);
-            let reserved = (!self.ahead.is_empty()).then(|| {
-                let end_max = demand.starts(self.now).end_max;
-                self.ahead.veto(end_max)
-            });
+            let reserved =
+                (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation)).then(|| {
+                    let end_max = demand.starts(self.now).end_max;
+                    self.ahead.veto(end_max)
+                });
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
             let victims = self.victims_max(cluster, position);
             let budget = &mut self.budget;
@@ -338,7 +343,8 @@ impl<'a> Pass<'a> {
         let whole = wants.iter().all(|(position, want)| {
             let demand = &self.demands[*position as usize];
             let end_max = demand.starts(self.now).end_max;
-            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let reserved = (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation))
+                .then(|| self.ahead.veto(end_max));
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
             let answer = attempt.place(cluster, (*position, *want), &[], &vetoes, &mut budget);
             let left = want - attempt.placed(*position);

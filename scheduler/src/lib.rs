@@ -17,6 +17,10 @@
 //! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
+// Unit tests share a module with the integration tests, which know this crate by its name.
+#[cfg(test)]
+extern crate self as rota_scheduler;
+
 mod agenda;
 mod ahead;
 mod attempt;
@@ -28,8 +32,10 @@ pub mod estimate;
 mod explain;
 mod fair;
 mod filter;
+pub mod forecast;
 mod index;
 mod intern;
+mod mutant;
 mod order;
 mod place;
 #[allow(dead_code)]

@@ -7,6 +7,7 @@ use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::filter::{PREFERENCE_MAX, fits, how_many};
 use crate::index::Index;
+use crate::mutant::{Mutant, mutant};
 use crate::score::{self, Fill, Score, StateView};
 use crate::side;
 use crate::side::rules::Rules;
@@ -245,7 +246,7 @@ pub(crate) fn allowed(
     want: u32,
 ) -> u32 {
     let mut n = want;
-    if !shape.ports.is_empty() {
+    if !shape.ports.is_empty() && !mutant(Mutant::IgnorePort) {
         let taken = |port: &u16| cluster.ports.contains_key(&(node, *port));
         n = if shape.ports.iter().any(taken) {
             0

@@ -35,8 +35,8 @@ pub struct Settings {
     pub policy: Policy,
     /// What is known of run times.
     pub estimates: Estimates,
-    /// Milliseconds of work between two checkpoints; `None`: an evicted task begins anew.
-    pub checkpoint: Option<Time>,
+    /// Milliseconds of work between two checkpoints; 0: an evicted task begins anew.
+    pub checkpoint: Time,
     /// Whether queues that come with the trace keep their own order, backfill and policy.
     pub keep_queues: bool,
     /// Whether to write an event log.
@@ -369,9 +369,6 @@ impl<'a> Sim<'a> {
     }
 
     fn schedule(&mut self, now: Time) {
-        if self.settings.preset.preemptive {
-            self.save(now);
-        }
         if self.settings.preset.backfilling == Backfilling::Strict {
             while let Some(first) = self.waiting.first().copied() {
                 self.decide(now, &[first]);
@@ -386,25 +383,12 @@ impl<'a> Sim<'a> {
         self.drop_impatient();
     }
 
-    /// Tells the scheduler which work is safe, so that it knows what an eviction would cost.
-    fn save(&mut self, now: Time) {
-        for (id, task) in &self.tasks {
-            let lost = now - task.start - self.kept(task, now);
-            if let Some(run) = self.cluster.run_of(*id).copied() {
-                let saved = now - lost.max(0);
-                self.cluster
-                    .set_run(*id, rota_scheduler::Run { saved, ..run });
-            }
-        }
-    }
-
-    /// Of what a task did since its start, what an eviction now would not lose.
+    /// Of what a task did since its start, what an eviction now does not lose.
     fn kept(&self, task: &Task, now: Time) -> Time {
-        let done = task.done + (now - task.start);
+        let ran = now - task.start;
         match self.settings.checkpoint {
-            None => 0,
-            Some(0) => done - task.done,
-            Some(every) => (done - done % every - task.done).max(0),
+            0 => 0,
+            every => ran - ran % every,
         }
     }
 
@@ -452,6 +436,7 @@ impl<'a> Sim<'a> {
             gang: if job.min > 0 { number as u64 + 1 } else { 0 },
             min: job.min.saturating_sub(state.running).min(state.waiting()),
             preemptible: self.settings.preset.preemptive,
+            checkpoint: self.settings.checkpoint,
             ..Demand::new(
                 number as u64 + 1,
                 job.class.clone(),

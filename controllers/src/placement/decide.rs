@@ -28,6 +28,15 @@ const BUDGET: u64 = 10_000_000;
 /// After this long, in milliseconds, a Job that cannot start keeps newcomers off the nodes that it
 /// will need, though nobody knows when these will be free.
 const PATIENCE: i64 = 60_000;
+/// Tasks evicted by one cycle at most; Queues have their own bounds besides.
+const EVICTIONS_MAX: u32 = 1000;
+/// What one cycle may do.
+pub(super) const OPTIONS: Options = Options {
+    budget: BUDGET,
+    placements: PLACEMENTS_MAX,
+    evictions: EVICTIONS_MAX,
+    patience: PATIENCE,
+};
 /// Numbers of groups above this are gangs', below it Jobs'.
 const GANGS: u64 = 1 << 63;
 /// Pause of a Job whose Tasks the API refuses.
@@ -158,8 +167,9 @@ impl Memory {
             self.leaving.insert(serial);
             return;
         }
-        let object = self.jobs.get(&serial).and_then(|j| j.job.clone());
-        let terms = object.map(|job| self.terms(&job, serial));
+        let known = self.jobs.get(&serial);
+        let known = known.and_then(|j| Some((j.job.clone()?, j.left())));
+        let terms = known.map(|(job, left)| self.terms(&job, left));
         let make = self.make(serial);
         let Some(job) = self.jobs.get_mut(&serial) else {
             return;
@@ -261,10 +271,8 @@ impl Memory {
             return writes;
         }
         let options = Options {
-            budget: BUDGET,
             placements: PLACEMENTS_MAX.min(u32::try_from(room_left).unwrap_or(u32::MAX)),
-            patience: PATIENCE,
-            ..Options::default()
+            ..OPTIONS
         };
         self.allow_evictions(now);
         let outcome = cycle(&mut self.cluster, &demands, millis(now), options);

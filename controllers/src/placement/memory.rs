@@ -108,7 +108,7 @@ pub struct Memory {
     pub(super) jobs: BTreeMap<u64, JobMem>,
     by_uid: HashMap<String, u64>,
     by_key: HashMap<Key, u64>,
-    serial: u64,
+    pub(super) serial: u64,
     pub(super) tasks: HashMap<Key, TaskMem>,
     pub(super) revisions: HashMap<Key, Arc<JobRevision>>,
     pub(super) queues: BTreeMap<String, QueueMem>,
@@ -279,7 +279,8 @@ impl Memory {
             None => self.admit(change.key.namespace(), change.key.name(), &uid),
         };
         self.by_key.insert(change.key.clone(), serial);
-        let terms = self.terms(job, serial);
+        let left = self.jobs.get(&serial).map_or(0, JobMem::left);
+        let terms = self.terms(job, left);
         if let Some(memory) = self.jobs.get_mut(&serial) {
             memory.rules = Rules::of(job);
             memory.job = Some(job.clone());
@@ -289,10 +290,15 @@ impl Memory {
         self.status.insert(serial);
     }
 
+    /// Our number of the Job of this name.
+    pub(super) fn serial_of(&self, namespace: &str, name: &str) -> Option<u64> {
+        self.by_key.get(&Key::new(namespace, name)).copied()
+    }
+
     /// The Job of this name as last seen.
     pub(super) fn job_named(&self, namespace: &str, name: &str) -> Option<Arc<Job>> {
-        let serial = self.by_key.get(&Key::new(namespace, name))?;
-        self.jobs.get(serial)?.job.clone()
+        let serial = self.serial_of(namespace, name)?;
+        self.jobs.get(&serial)?.job.clone()
     }
 
     fn admit(&mut self, namespace: &str, name: &str, uid: &str) -> u64 {

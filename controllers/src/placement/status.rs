@@ -149,7 +149,7 @@ impl Memory {
     }
 
     /// Why the Job waits now; `Some(None)` if it does not; None while that is open.
-    fn waiting(&mut self, serial: u64, object: &Job) -> Option<Option<WaitingFor>> {
+    pub(super) fn waiting(&mut self, serial: u64, object: &Job) -> Option<Option<WaitingFor>> {
         let job = self.jobs.get(&serial)?;
         let hold = job.wanted.hold;
         if hold == Hold::NotStarted && !lifecycle::is_finished(object) {
@@ -324,7 +324,7 @@ fn object_waits(object: &Job) -> bool {
             .is_some_and(|s| s.start_time.is_some())
 }
 
-fn only(reason: WaitReason) -> WaitingFor {
+pub(super) fn only(reason: WaitReason) -> WaitingFor {
     WaitingFor {
         reasons: vec![reason],
         smallest_change: None,

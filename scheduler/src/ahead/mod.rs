@@ -88,6 +88,14 @@ impl Ahead {
         }
     }
 
+    /// The same, where running tasks end when they are expected to
+    /// ([`Run::end`](crate::spec::Run)): for forecasts, not for promises.
+    pub fn expected(now: Time) -> Self {
+        let mut ahead = Ahead::new(now);
+        ahead.lanes.expected = true;
+        ahead
+    }
+
     /// Whether nothing is reserved.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()

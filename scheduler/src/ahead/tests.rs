@@ -293,6 +293,7 @@ fn a_hold_takes_the_nodes_that_are_least_stuck_and_keeps_newcomers_off() {
             count: 1,
             ..needs[0]
         }],
+        Pick::Lowest,
         &[],
         &mut unlimited(),
     );

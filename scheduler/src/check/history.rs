@@ -42,7 +42,8 @@ pub enum Event<'a> {
         /// fenced.
         fenced: bool,
     },
-    /// A task was told to leave for the sake of another.
+    /// A task was told to leave for the sake of another, or gives up the room that was being made
+    /// for it.
     Evicted {
         /// Who leaves.
         work: Work,
@@ -229,9 +230,6 @@ impl History {
         wrong: &mut Vec<String>,
     ) {
         match (self.live.get(&work), reason) {
-            // Room was made for it and is needed by somebody higher.
-            (None, _) if self.promised.contains_key(&work) => {}
-            (None, _) => wrong.push(format!("{work:?} is evicted and does not run")),
             (Some(live), Reason::Priority) if live.priority >= priority => wrong.push(format!(
                 "{work:?} of priority {} is evicted for {by:?} of {priority}",
                 live.priority

@@ -31,7 +31,7 @@
 //! got by its turn because the other had much in the past would be taken from it again. Past use
 //! is the same before and after a move, so this only allows fewer moves.
 
-use super::share::{Key, share};
+use super::share::{level, share};
 use crate::cluster::Cluster;
 use crate::cluster::queues::Queue;
 use crate::cluster::states::NONE;
@@ -122,7 +122,7 @@ fn allowed(
         let before = taker.level(cluster, &taken, &[], 1);
         let winner = taker.level(cluster, &taken, gain, 1);
         let loser = giver.level(cluster, &given, loss, -1);
-        (before.level(&winner), winner.level(&loser))
+        (before.cmp(&winner), winner.cmp(&loser))
     };
     let (rises, fits) = levels(&|_| Vec::new());
     if rises.is_ge() || fits.is_gt() {
@@ -176,7 +176,7 @@ impl<'a> Sister<'a> {
     }
 
     /// The dominant share for its weight after a change.
-    fn level(&self, cluster: &Cluster, past: &[i128], change: &[(u32, i64)], sign: i128) -> Key {
+    fn level(&self, cluster: &Cluster, past: &[i128], change: &[(u32, i64)], sign: i128) -> u64 {
         let (held, weight) = if self.with_below {
             let spec = self.queue.spec.as_ref();
             (&self.queue.used, spec.map_or(1, |s| s.weight.max(1)))
@@ -190,11 +190,6 @@ impl<'a> Sister<'a> {
             let past = past.get(r).copied().unwrap_or(0);
             share(held + past + sign * changed, *total)
         });
-        Key {
-            late: true,
-            share: parts.max().unwrap_or(0),
-            weight,
-            age: (0, 0),
-        }
+        level(parts.max().unwrap_or(0), weight)
     }
 }

@@ -8,6 +8,7 @@ use super::cost::{self, RESTART};
 use crate::cluster::Cluster;
 use crate::fair::reclaim::{could_reclaim, may_reclaim};
 use crate::intern::FxMap;
+use crate::mutant::{Mutant, mutant};
 use crate::place::Budget;
 use crate::spec::{NEVER, Order, Reclaim, Run, Time};
 
@@ -34,11 +35,14 @@ impl Rank {
         // By the queue's own order, or the victim would come first again. Orders by age and by
         // expected time are no reason to evict.
         let within = spec.map(|s| s.order).filter(|order| match order {
-            Order::Priority | Order::Fair => spec.is_some_and(|s| s.preempt_within),
+            Order::Priority | Order::Fair => {
+                spec.is_some_and(|s| s.preempt_within) || mutant(Mutant::EvictProtected)
+            }
             Order::ShortestRemainingTimeFirst => want.demand.run != NEVER,
             Order::Fifo | Order::ShortestJobFirst => false,
         });
-        let reclaims = spec.is_some_and(|s| s.reclaim != Reclaim::WhenIdle);
+        let reclaims =
+            spec.is_some_and(|s| s.reclaim != Reclaim::WhenIdle) || mutant(Mutant::EvictProtected);
         let shape = cluster.classes.all[want.class as usize].shape;
         let requests = &cluster.tasks.shapes.get(shape).requests;
         let mut open = BTreeMap::new();
@@ -48,14 +52,15 @@ impl Rank {
             let listed = if *queue == want.queue {
                 match within {
                     Some(Order::ShortestRemainingTimeFirst) => *priority <= want.priority,
-                    Some(_) => *priority < want.priority,
+                    Some(_) => *priority < want.priority || mutant(Mutant::EvictHigher),
                     None => false,
                 }
             } else {
                 reclaims
-                    && *open
-                        .entry(*queue)
-                        .or_insert_with(|| could_reclaim(cluster, *queue, want.queue, requests))
+                    && *open.entry(*queue).or_insert_with(|| {
+                        could_reclaim(cluster, *queue, want.queue, requests)
+                            || mutant(Mutant::ReclaimTooMuch)
+                    })
             };
             if listed {
                 lists.push((*priority, *queue));
@@ -85,6 +90,7 @@ impl Rank {
             let loss = &cluster.tasks.shapes.get(task.shape).requests;
             let gain = &cluster.tasks.shapes.get(shape).requests;
             may_reclaim(cluster, task.queue, loss, want.queue, gain)
+                || mutant(Mutant::ReclaimTooMuch)
         })
     }
 
@@ -123,7 +129,7 @@ impl Rank {
                 && !self.closed.contains(&(task.node, task.queue))
                 && self.may_reclaim(cluster, want, slot);
         }
-        let lower = run.priority < want.priority;
+        let lower = run.priority < want.priority || mutant(Mutant::EvictHigher);
         match self.within {
             Some(Order::Priority) => lower,
             Some(Order::Fair) => lower && run.owner == demand.owner,

@@ -17,6 +17,7 @@ use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, TaskId};
 use crate::filter::how_many;
 use crate::place::{Budget, Veto};
+use crate::side::rules::Rules;
 use crate::spec::Time;
 
 /// Nodes on which victims are weighed against each other, beyond those that are needed. More of them
@@ -74,6 +75,8 @@ pub(crate) struct Search<'a> {
     pub weigh: Weigh,
     pub budget: &'a mut Budget,
     pub vetoes: &'a [&'a dyn Veto],
+    /// What other tasks mean for the class, if anything; kept up while tasks are taken.
+    pub rules: Option<Rules>,
     pub shape: Shape,
     pub shape_id: u32,
     pub run: u32,
@@ -102,6 +105,7 @@ impl<'a> Search<'a> {
         entry.learn(&cluster.profiles);
         let shape_id = entry.shape;
         let shape = cluster.tasks.shapes.get(shape_id).clone();
+        let rules = Rules::of(cluster, want.class);
         let (run, _) = cluster.tasks.runs.intern(want.demand.starts(now));
         cluster.tasks.runs.keep(run, 1);
         Search {
@@ -112,6 +116,7 @@ impl<'a> Search<'a> {
             weigh,
             budget,
             vetoes,
+            rules,
             shape,
             shape_id,
             run,
@@ -368,6 +373,9 @@ impl<'a> Search<'a> {
             count,
             |task| taken.push(task),
         );
+        if let Some(rules) = &mut self.rules {
+            rules.took(&self.cluster.side, node, count);
+        }
         *self.places.entry(node).or_insert(0) += count;
         self.caps.remove(&node);
         self.rank.changed();

@@ -9,3 +9,4 @@ mod preempt;
 mod random;
 mod side;
 mod stories;
+mod world;

@@ -198,7 +198,7 @@ macro_rules! names {
 names!(OrderName for Order: Fifo, Priority, ShortestJobFirst, ShortestRemainingTimeFirst, Fair);
 names!(PolicyName for Policy: BinPack, Spread, Fragmentation);
 names!(BackfillName for Backfill: Off, Easy, Conservative);
-names!(ReclaimName for Reclaim: PreemptBorrowers, WhenIdle);
+names!(ReclaimName for Reclaim: PreemptBorrowers, PreemptToShare, WhenIdle);
 
 /// Reads a log.
 pub fn read(text: &str) -> Result<Trace, ReadError> {

@@ -11,7 +11,7 @@ pub fn settings(order: &str) -> Settings {
         preset: *preset(order).unwrap(),
         policy: Policy::BinPack,
         estimates: Estimates::User,
-        checkpoint: None,
+        checkpoint: 0,
         keep_queues: false,
         log: false,
     }
