@@ -32,6 +32,7 @@ pub mod estimate;
 mod explain;
 mod fair;
 mod filter;
+pub mod forecast;
 mod index;
 mod intern;
 mod mutant;

@@ -21,6 +21,7 @@ use self::profiles::Profiles;
 use self::queues::Queue;
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
+use crate::ahead::Promises;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
@@ -86,6 +87,8 @@ pub struct Cluster {
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
     pub(crate) side: Side,
+    /// Starts that conservative backfill has promised.
+    pub(crate) promises: Promises,
 }
 
 impl Default for Cluster {
@@ -121,6 +124,7 @@ impl Cluster {
             now: 0,
             ports: FxMap::default(),
             side: Side::default(),
+            promises: Promises::default(),
         }
     }
 
