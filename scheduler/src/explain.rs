@@ -228,7 +228,7 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     for state in &states.live {
         let nodes = states.count[*state as usize];
         let profile = &cluster.profiles.all[states.profile[*state as usize] as usize];
-        let free = states.free_of(*state);
+        let free = &states.usable(&cluster.profiles.all, *state, requests);
         let fits = filter::fits(free, requests);
         let missing: Vec<u32> = entry
             .wants
@@ -261,10 +261,11 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
             _ if !affine => {}
             (0, 0) => {
                 candidates = true;
-                could_hold |= filter::fits(&profile.capacity, requests);
-                empty.offer(&profile.capacity, requests);
+                let capacity = &profile.usable(requests);
+                could_hold |= filter::fits(capacity, requests);
+                empty.offer(capacity, requests);
                 for (most, (r, _)) in most.iter_mut().zip(requests) {
-                    *most = (*most).max(profile.capacity[*r as usize]);
+                    *most = (*most).max(capacity[*r as usize]);
                 }
                 if !open {
                     continue;

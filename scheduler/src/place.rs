@@ -5,7 +5,7 @@ use crate::classes::{ClassEntry, Shape};
 use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::filter::{PREFERENCE_MAX, fits, how_many};
+use crate::filter::PREFERENCE_MAX;
 use crate::index::Index;
 use crate::score::{self, Fill, Score, StateView};
 use crate::side;
@@ -118,7 +118,10 @@ pub(crate) fn place(
         };
         let state = best.state.id;
         let per_node = match policy_impl.fill() {
-            Fill::Deep => how_many(cluster.states.free_of(state), &shape.requests),
+            Fill::Deep => {
+                let profiles = &cluster.profiles.all;
+                cluster.states.room(profiles, state, &shape.requests)
+            }
             Fill::Level => 1,
         };
         if plain {
@@ -198,7 +201,7 @@ pub(crate) fn fits_somewhere(cluster: &Cluster, class: u32) -> bool {
         entry
             .suits
             .contains(states.profile[*state as usize] as usize)
-            && fits(states.free_of(*state), requests)
+            && states.fits(&cluster.profiles.all, *state, requests)
     })
 }
 
@@ -233,7 +236,9 @@ impl<'a> Rater<'a> {
     pub fn rate(&self, state: u32) -> Option<i64> {
         let free = self.states.free_of(state);
         let profile = self.states.profile[state as usize] as usize;
-        if !fits(free, self.requests) || !self.entry.suits.contains(profile) {
+        if !self.states.fits(self.profiles, state, self.requests)
+            || !self.entry.suits.contains(profile)
+        {
             return None;
         }
         let score = self.policy.score(

@@ -3,6 +3,7 @@
 //! All changes are incremental: a task or a node that changes moves one node to another state.
 //! What a trial has placed is undone by releasing it; an overlay is a clone.
 
+pub(crate) mod devices;
 mod leaving;
 pub(crate) mod profiles;
 pub(crate) mod queues;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
+use self::devices::NodeDevices;
 use self::profiles::Profiles;
 use self::queues::{OWNERS_FIRST, Owners, Queue};
 use self::states::{NONE, States};
@@ -84,6 +86,8 @@ pub struct Cluster {
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
     pub(crate) side: Side,
+    /// Of nodes that have devices, or had when they were last there.
+    pub(crate) devices: FxMap<u32, NodeDevices>,
 }
 
 impl Default for Cluster {
@@ -119,6 +123,7 @@ impl Cluster {
             now: 0,
             ports: FxMap::default(),
             side: Side::default(),
+            devices: FxMap::default(),
         }
     }
 
@@ -235,6 +240,7 @@ impl Cluster {
         let node = &self.nodes[id as usize];
         if !node.present && node.first_task == NONE {
             self.node_ids.remove(&node.name);
+            self.devices.remove(&id);
             self.unused_nodes.push(id);
         }
     }
@@ -315,7 +321,9 @@ impl Cluster {
                 capacity[r as usize] = (*amount).max(0);
             }
         }
-        let profile = self.profiles.of(&self.nodes[n].spec, capacity.into());
+        let spec = &self.nodes[n].spec;
+        let devices = devices::layout(spec, |name| self.resources.get(name), &mut capacity);
+        let profile = self.profiles.of(spec, capacity.into(), devices);
         self.set_profile(id, profile);
     }
 
@@ -331,6 +339,7 @@ impl Cluster {
             *sum += i128::from(*amount);
         }
         self.profiles.nodes[profile as usize] += 1;
+        self.lay_out(id);
         self.states.detach(id);
         self.attach(id);
     }
@@ -341,7 +350,14 @@ impl Cluster {
         if node.profile == NONE {
             return;
         }
-        let capacity = &self.profiles.all[node.profile as usize].capacity;
+        let profile = &self.profiles.all[node.profile as usize];
+        let capacity = &profile.capacity;
+        let devices = if profile.devices.is_empty() {
+            Box::default()
+        } else {
+            let devices = self.devices.get(&id);
+            devices.map(NodeDevices::sorted).unwrap_or_default()
+        };
         let used = &self.used[id as usize * self.stride..(id as usize + 1) * self.stride];
         // No allocation for the usual width: this runs once per placement.
         let mut small = [0; STRIDE_FIRST];
@@ -357,8 +373,9 @@ impl Cluster {
         }
         let magnitude = &self.magnitude;
         let free = &*free;
-        self.states
-            .attach(id, node.profile, free, || leftover(magnitude, free));
+        self.states.attach(id, node.profile, free, devices, || {
+            leftover(magnitude, free)
+        });
         if self.states.count[self.states.of_node[id as usize] as usize] > 1 {
             self.side.joined(id);
         }

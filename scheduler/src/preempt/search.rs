@@ -16,7 +16,6 @@ use crate::classes::Shape;
 use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, TaskId};
 use crate::fair::reclaim::may_reclaim;
-use crate::filter::how_many;
 use crate::place::{Budget, Veto};
 use crate::spec::Time;
 
@@ -286,7 +285,7 @@ impl<'a> Search<'a> {
         self.cluster.classes.all[self.want.class as usize]
             .suits
             .contains(profile)
-            && how_many(states.free_of(state), &self.shape.requests) > 0
+            && states.fits(&self.cluster.profiles.all, state, &self.shape.requests)
     }
 
     /// Lets the units leave and takes the room; false, and nothing done, when something may not be
