@@ -5,7 +5,7 @@ use crate::classes::{ClassEntry, Shape};
 use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::filter::{PREFERENCE_MAX, fits, how_many};
+use crate::filter::PREFERENCE_MAX;
 use crate::index::Index;
 use crate::mutant::{Mutant, mutant};
 use crate::score::{self, Fill, Score, StateView};
@@ -122,7 +122,10 @@ pub(crate) fn place(
         };
         let state = best.state.id;
         let per_node = match policy_impl.fill() {
-            Fill::Deep => how_many(cluster.states.free_of(state), &shape.requests),
+            Fill::Deep => {
+                let profiles = &cluster.profiles.all;
+                cluster.states.room(profiles, state, &shape.requests)
+            }
             Fill::Level => 1,
         };
         if plain {
@@ -203,7 +206,8 @@ pub(crate) fn place_on(
         }
         let entry = &cluster.classes.all[ask.class as usize];
         let profile = cluster.states.profile[state as usize] as usize;
-        let fit = how_many(cluster.states.free_of(state), &shape.requests).min(left);
+        let (states, profiles) = (&cluster.states, &cluster.profiles.all);
+        let fit = states.room(profiles, state, &shape.requests).min(left);
         if fit == 0 || !entry.suits.contains(profile) || entry.shuns.contains(profile) {
             continue;
         }
@@ -271,7 +275,7 @@ pub(crate) fn fits_somewhere(cluster: &Cluster, class: u32) -> bool {
         entry
             .suits
             .contains(states.profile[*state as usize] as usize)
-            && fits(states.free_of(*state), requests)
+            && states.fits(&cluster.profiles.all, *state, requests)
     })
 }
 
@@ -306,7 +310,9 @@ impl<'a> Rater<'a> {
     pub fn rate(&self, state: u32) -> Option<i64> {
         let free = self.states.free_of(state);
         let profile = self.states.profile[state as usize] as usize;
-        if !fits(free, self.requests) || !self.entry.suits.contains(profile) {
+        if !self.states.fits(self.profiles, state, self.requests)
+            || !self.entry.suits.contains(profile)
+        {
             return None;
         }
         let score = self.policy.score(
