@@ -68,8 +68,15 @@ impl Sim<'_> {
         let Some(task) = self.stop(id) else {
             return;
         };
+        let job = &self.trace.jobs[task.job];
         let state = &mut self.states[task.job];
         self.account.want(state.owner, -state.share);
+        // Of a gang one task speaks for all.
+        if job.min == 0 || state.running == 0 {
+            let limit = (job.limit != NEVER).then_some(job.limit);
+            let ran = task.done + (now - task.start);
+            self.learnt.observe(state.kind, limit, ran);
+        }
         if state.running == 0 && state.waiting() == 0 {
             self.close(now, task.job, Fate::Completed);
         }

@@ -33,6 +33,8 @@ struct State {
     record: Record,
     queue: QueueId,
     owner: usize,
+    /// Number of its owner and app together.
+    kind: u64,
     /// Dominant share of one task.
     share: i64,
     /// Tasks from this index on have never started.
@@ -70,6 +72,8 @@ struct Sim<'a> {
     fits: HashMap<(Class, u32, QueueId), bool>,
     queues: HashMap<String, QueueId>,
     owners: HashMap<&'a str, usize>,
+    kinds: HashMap<(&'a str, &'a str), u64>,
+    learnt: rota_scheduler::estimate::Estimates,
     resources: Vec<String>,
     devices: HashSet<String>,
     states: Vec<State>,
@@ -94,6 +98,8 @@ impl<'a> Sim<'a> {
             fits: HashMap::new(),
             queues: HashMap::new(),
             owners: HashMap::new(),
+            kinds: HashMap::new(),
+            learnt: rota_scheduler::estimate::Estimates::new(),
             resources: Vec::new(),
             devices: HashSet::new(),
             states: Vec::with_capacity(trace.jobs.len()),
@@ -163,6 +169,8 @@ impl<'a> Sim<'a> {
         let queue = self.queue(now, &job.queue);
         let owners = self.owners.len();
         let owner = *self.owners.entry(&job.owner).or_insert(owners);
+        let kinds = self.kinds.len() as u64;
+        let kind = *self.kinds.entry((&job.owner, &job.app)).or_insert(kinds);
         let share = dominant(&self.cluster, job.class.spec());
         let longest = (0..job.runs.len() as u32).map(|i| job.run(i)).max();
         let mut state = State {
@@ -181,6 +189,7 @@ impl<'a> Sim<'a> {
             },
             queue,
             owner,
+            kind,
             share,
             fresh: 0,
             again: BTreeMap::new(),
@@ -332,12 +341,20 @@ impl<'a> Sim<'a> {
         });
     }
 
+    /// How long a task of the job runs likely and almost surely.
+    fn predict(&self, job: &Job, kind: u64) -> (Time, Time) {
+        let limit = (job.limit != NEVER).then_some(job.limit);
+        let estimate = self.learnt.predict(kind, limit);
+        estimate.map_or((job.limit, job.limit), |e| (e.p50, e.p95))
+    }
+
     fn demand(&self, number: usize) -> Demand {
         let job = &self.trace.jobs[number];
         let state = &self.states[number];
-        let promised = match self.settings.estimates {
-            Estimates::User => job.limit,
-            Estimates::Exact => state.record.run,
+        let (likely, surely) = match self.settings.estimates {
+            Estimates::User => (job.limit, job.limit),
+            Estimates::Learnt => self.predict(job, state.kind),
+            Estimates::Exact => (state.record.run, state.record.run),
         };
         // What is left of the task that has most to do.
         let done = if state.fresh < job.count {
@@ -345,17 +362,19 @@ impl<'a> Sim<'a> {
         } else {
             state.again.values().copied().min().unwrap_or(0)
         };
-        let run = if promised == NEVER {
-            NEVER
-        } else {
-            (promised - done).max(1)
+        let left = |run: Time| {
+            if run == NEVER {
+                NEVER
+            } else {
+                (run - done).max(1)
+            }
         };
         Demand {
             owner: state.owner as u64,
             priority: job.priority,
             created: job.submit,
-            run,
-            run_max: run,
+            run: left(likely),
+            run_max: left(surely),
             gang: if job.min > 0 { number as u64 + 1 } else { 0 },
             min: job.min.saturating_sub(state.running).min(state.waiting()),
             preemptible: self.settings.preset.preemptive,

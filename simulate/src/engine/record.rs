@@ -12,6 +12,8 @@ pub enum Estimates {
     /// From the limit that the user gave; nothing is known without one.
     #[default]
     User,
+    /// From how long jobs of the same owner and kind ran before, at most the user's limit.
+    Learnt,
     /// From what really happens.
     Exact,
 }
