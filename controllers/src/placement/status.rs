@@ -6,12 +6,11 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use rota_api::{Job, Quantity, Queue, Resources, WaitReason, WaitingFor};
-use rota_scheduler::{NEVER, explain};
+use rota_scheduler::explain;
 use serde_json::{Value, json};
 
 use super::decide::{Answer, Op, Write, room};
 use super::memory::{JobMem, Memory};
-use super::promise::Behind;
 use super::why;
 use crate::lifecycle::{self, Edges, Hold};
 use crate::runtime::{Failure, Note, Regarding};
@@ -186,50 +185,21 @@ impl Memory {
         let behind = job.behind;
         let (class, queue) = (make.class.clone(), make.queue);
         let why = explain(&mut self.cluster, &class, queue);
-        let behind = behind.map(|b| self.behind(b));
-        if why.blockers.is_empty() && behind.is_none() {
-            // Something was freed since the last cycle: the next one decides.
-            return None;
-        }
-        let mut waiting = why::waiting_for(&why, &object.spec.queue);
-        if let Some(reason) = behind {
-            waiting.reasons.insert(0, reason);
-            waiting.reasons.truncate(why::REASONS_MAX);
-        }
-        Some(Some(waiting))
-    }
-
-    /// What stands in the way beyond nodes and queue, in words.
-    fn behind(&self, behind: Behind) -> WaitReason {
         let name = |serial: u64| {
             let job = self.jobs.get(&serial);
             job.map_or_else(String::new, |j| {
                 format!("{}/{}", j.owner.namespace, j.owner.name)
             })
         };
-        match behind {
-            Behind::Gang(serial) => why::plain(
-                "Gang",
-                format!("Job {} of the same gang cannot start", name(serial)),
-            ),
-            Behind::Reserved(None) => why::plain(
-                "Reserved",
-                "the nodes where it fits are kept for earlier Jobs",
-            ),
-            Behind::Reserved(Some((serial, start))) => {
-                let when = match Timestamp::from_millisecond(start) {
-                    Ok(time) if start != NEVER => {
-                        format!(", which is to start at {}", time.strftime("%FT%TZ"))
-                    }
-                    _ => String::new(),
-                };
-                let text = format!(
-                    "the nodes where it fits are kept for Job {}{when}; this Job could not be sure to have ended by then",
-                    name(serial)
-                );
-                why::plain("Reserved", text)
-            }
+        let behind = behind.map(|b| b.words(&name));
+        if why.blockers.is_empty() && behind.is_none() {
+            // Something was freed since the last cycle: the next one decides.
+            return None;
         }
+        Some(Some(why::after(
+            behind,
+            why::waiting_for(&why, &object.spec.queue),
+        )))
     }
 
     pub(super) fn job_status_answered(&mut self, serial: u64, answer: Answer, _now: Timestamp) {
