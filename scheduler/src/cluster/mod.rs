@@ -9,6 +9,7 @@ pub(crate) mod profiles;
 pub(crate) mod queues;
 pub(crate) mod states;
 mod tasks;
+mod typical;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use self::profiles::Profiles;
 use self::queues::{OWNERS_FIRST, Owners, Queue};
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
+use self::typical::Typical;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
@@ -88,6 +90,7 @@ pub struct Cluster {
     pub(crate) side: Side,
     /// Of nodes that have devices, or had when they were last there.
     pub(crate) devices: FxMap<u32, NodeDevices>,
+    pub(crate) typical: Typical,
 }
 
 impl Default for Cluster {
@@ -124,6 +127,7 @@ impl Cluster {
             ports: FxMap::default(),
             side: Side::default(),
             devices: FxMap::default(),
+            typical: Typical::default(),
         }
     }
 
@@ -506,6 +510,7 @@ impl Cluster {
             }
             self.total.fill(0);
             self.profiles.forget();
+            self.typical.forget_profiles();
             for n in 0..self.nodes.len() as u32 {
                 self.nodes[n as usize].profile = NONE;
                 if self.nodes[n as usize].present {
