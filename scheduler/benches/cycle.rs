@@ -144,7 +144,7 @@ impl Fleet {
                 ]),
                 ..ClassSpec::default()
             };
-            if i % 8 == 0 {
+            if i.is_multiple_of(8) {
                 spec.node_selector
                     .insert("zone".into(), format!("z{}", (i / 8) % 4));
             }

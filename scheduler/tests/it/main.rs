@@ -5,6 +5,7 @@ mod devices;
 mod fair;
 mod fair_oracle;
 mod model;
+mod packing;
 mod random;
 mod side;
 mod stories;
