@@ -8,6 +8,7 @@ use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::filter::PREFERENCE_MAX;
 use crate::index::Index;
 use crate::mutant::{Mutant, mutant};
+use crate::score::fragmentation::Outlook;
 use crate::score::{self, Fill, Score, StateView};
 use crate::side;
 use crate::side::rules::Rules;
@@ -68,6 +69,23 @@ pub(crate) fn place(
     ask: Ask,
     vetoes: &[&dyn Veto],
     budget: &mut Budget,
+    placed: impl FnMut(NodeId, TaskId),
+) -> u32 {
+    if ask.policy != Policy::Fragmentation {
+        return place_by(cluster, ask, vetoes, budget, placed);
+    }
+    let demand = cluster.tasks.runs.get(ask.run).demand;
+    cluster.learn_typical(ask.class, demand, ask.count);
+    let count = place_by(cluster, ask, vetoes, budget, placed);
+    cluster.typical_waits(demand, ask.count - count);
+    count
+}
+
+fn place_by(
+    cluster: &mut Cluster,
+    ask: Ask,
+    vetoes: &[&dyn Veto],
+    budget: &mut Budget,
     mut placed: impl FnMut(NodeId, TaskId),
 ) -> u32 {
     let Ask {
@@ -87,6 +105,7 @@ pub(crate) fn place(
     }
     let plain = vetoes.is_empty() && shape.ports.is_empty();
     let policy_impl = score::of(policy);
+    let single = policy_impl.fill() == Fill::Single;
     if first && count <= SCAN_TASKS_MAX && plain {
         let mut left = count;
         while left > 0 && budget.left > 0 {
@@ -126,7 +145,7 @@ pub(crate) fn place(
                 let profiles = &cluster.profiles.all;
                 cluster.states.room(profiles, state, &shape.requests)
             }
-            Fill::Level => 1,
+            Fill::Level | Fill::Single => 1,
         };
         if plain {
             // The last node of the batch may take fewer; the others of the state stay for the next demand.
@@ -138,6 +157,9 @@ pub(crate) fn place(
                 });
                 left -= n;
                 budget.spend(1);
+                if single {
+                    break;
+                }
             }
         } else {
             let mut near: Vec<u32> = nodes(&cluster.states, state).take(NEAR).collect();
@@ -158,10 +180,14 @@ pub(crate) fn place(
                         placed(NodeId(node), task);
                     });
                     left -= n;
+                    if single {
+                        break;
+                    }
                 }
             }
             // What is still in the state may not be used: look behind it.
             if left > 0
+                && !(single && node != NONE)
                 && cluster.states.is_live(best.state)
                 && let Some(entry) = index.set_aside()
             {
@@ -293,6 +319,7 @@ pub(crate) struct Rater<'a> {
     entry: &'a ClassEntry,
     requests: &'a [(u32, i64)],
     policy: &'a dyn Score,
+    outlook: &'a Outlook,
 }
 
 impl<'a> Rater<'a> {
@@ -303,6 +330,7 @@ impl<'a> Rater<'a> {
             entry: &cluster.classes.all[class as usize],
             requests: &shape.requests,
             policy,
+            outlook: &cluster.typical.outlook,
         }
     }
 
@@ -319,6 +347,10 @@ impl<'a> Rater<'a> {
             &StateView {
                 free,
                 capacity: &self.profiles[profile].capacity,
+                devices: self.states.devices_of(state),
+                layout: &self.profiles[profile].devices,
+                profile,
+                outlook: self.outlook,
                 leftover: self.states.leftover[state as usize],
             },
             self.requests,

@@ -198,14 +198,12 @@ impl Cluster {
         };
         // Numbers stay true while devices only come behind the last one.
         let grown = old.is_some_and(|old| {
-            let before = old.layout.iter().zip(layout).enumerate();
             let last = old.layout.len().saturating_sub(1);
+            let mut pairs = old.layout.iter().zip(layout).enumerate();
             old.layout.len() <= layout.len()
-                && before
-                    .map(|(i, (old, new))| {
-                        old == new || i == last && old.0 == new.0 && old.1 < new.1
-                    })
-                    .all(|same| same)
+                && pairs.all(|(i, (old, new))| {
+                    old == new || i == last && old.0 == new.0 && old.1 < new.1
+                })
         });
         let mut slots: Vec<u32> = self.slots_on(node).collect();
         slots.reverse();

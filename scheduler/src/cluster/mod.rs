@@ -10,6 +10,7 @@ pub(crate) mod profiles;
 pub(crate) mod queues;
 pub(crate) mod states;
 mod tasks;
+mod typical;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use self::profiles::Profiles;
 use self::queues::Queue;
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
+use self::typical::Typical;
 use crate::ahead::Promises;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
@@ -93,6 +95,7 @@ pub struct Cluster {
     pub(crate) promises: Promises,
     /// Of nodes that have devices, or had when they were last there.
     pub(crate) devices: FxMap<u32, NodeDevices>,
+    pub(crate) typical: Typical,
 }
 
 impl Default for Cluster {
@@ -130,6 +133,7 @@ impl Cluster {
             side: Side::default(),
             promises: Promises::default(),
             devices: FxMap::default(),
+            typical: Typical::default(),
         }
     }
 
@@ -512,6 +516,7 @@ impl Cluster {
             }
             self.total.fill(0);
             self.profiles.forget();
+            self.typical.forget_profiles();
             for n in 0..self.nodes.len() as u32 {
                 self.nodes[n as usize].profile = NONE;
                 if self.nodes[n as usize].present {

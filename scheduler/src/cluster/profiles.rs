@@ -6,6 +6,7 @@
 //! to other profiles.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use super::devices::{self, Layout};
 use super::states::NONE;
@@ -60,6 +61,8 @@ impl Profile {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Profiles {
+    /// Resources that come, or came, as devices on some node.
+    pub device_resources: BTreeSet<u32>,
     pub all: Vec<Profile>,
     /// Nodes per profile.
     pub nodes: Vec<u32>,
@@ -184,6 +187,8 @@ impl Profiles {
         }
         let id = self.all.len() as u32;
         debug_assert_ne!(id, NONE);
+        self.device_resources
+            .extend(profile.devices.iter().map(|(r, _)| *r));
         self.all.push(profile.clone());
         self.nodes.push(0);
         self.ids.insert(profile, id);

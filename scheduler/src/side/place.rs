@@ -124,7 +124,7 @@ pub(crate) fn place(
         let fits = cluster.states.room(profiles, state, &shape.requests);
         let want = match policy.fill() {
             Fill::Deep => fits,
-            Fill::Level => fits.min(1),
+            Fill::Level | Fill::Single => fits.min(1),
         };
         if want == 0 {
             continue;

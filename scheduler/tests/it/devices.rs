@@ -251,3 +251,44 @@ proptest! {
         }
     }
 }
+
+/// Nodes of two models, and a history of tasks of which some want one of them.
+#[test]
+fn fragmentation_keeps_off_what_others_depend_on() {
+    let mut fleet = Fleet::new(Policy::Fragmentation);
+    for (name, model) in [("a", "rare"), ("b", "common")] {
+        let mut spec = node(4);
+        spec.labels.insert("model".into(), model.into());
+        fleet.cluster.upsert_node(name, spec);
+        fleet.nodes.insert(name.into(), 4);
+    }
+    let mut picky = class(1000).spec().clone();
+    picky.node_selector.insert("model".into(), "rare".into());
+    let any = class(1000);
+    let workload = [(Class::new(picky), 1), (any, 1)];
+    fleet.cluster.set_typical_workload(&workload);
+    fleet.place(1000, 5);
+    assert_eq!(fleet.free("b"), vec![0; 4]);
+    assert_eq!(fleet.free("a").iter().sum::<i64>(), 3000);
+}
+
+#[test]
+fn fragmentation_keeps_processors_for_devices() {
+    let mut fleet = Fleet::new(Policy::Fragmentation);
+    // The node with devices is the fuller one, which BinPack would take.
+    let mut plain = node(0);
+    plain.allocatable.insert("cpu".into(), 128);
+    fleet.cluster.upsert_node("plain", plain);
+    fleet.node("gpus", 4);
+    fleet.cluster.set_typical_workload(&[(class(1000), 1)]);
+    let queue = fleet.cluster.queue("q");
+    let cpu_only = Class::new(ClassSpec {
+        requests: BTreeMap::from([("cpu".into(), 32)]),
+        ..ClassSpec::default()
+    });
+    let demand = Demand::new(1, cpu_only, queue, 4);
+    let outcome = cycle(&mut fleet.cluster, &[demand], 0, Options::default());
+    let on_plain = |p: &Placement| **fleet.cluster.node_name(p.node) == *"plain";
+    assert!(outcome.placements.iter().all(on_plain));
+    assert_eq!(outcome.placements.len(), 4);
+}

@@ -6,6 +6,7 @@ mod fair;
 mod fair_oracle;
 mod history;
 mod model;
+mod packing;
 mod preempt;
 mod random;
 mod side;
