@@ -29,6 +29,8 @@ struct Supposed {
     queue: QueueId,
     /// Tasks that it would want to start now.
     tasks: u32,
+    /// How many of them must start together.
+    together: u32,
     /// Why it would start none of them, whatever room there is.
     held: Option<WaitingFor>,
     /// Its position among the demands.
@@ -104,6 +106,7 @@ impl Memory {
                 class: class.clone(),
                 queue,
                 tasks,
+                together: 1,
                 held: held.map(|text| only(why::plain("AfterJob", text))),
                 demand: None,
                 placed: BTreeMap::new(),
@@ -115,6 +118,7 @@ impl Memory {
                 if fresh {
                     terms.created = millis(now);
                 }
+                it.together = terms.together(u32::try_from(live).unwrap_or(u32::MAX));
                 if let Some(demand) = terms.demand(id, &class, queue, tasks, live) {
                     it.demand = Some(demands.len());
                     demands.push(demand);
@@ -219,7 +223,7 @@ fn told(cluster: &mut Cluster, job: Supposed) -> Value {
     });
     if waiting > 0 {
         let reasons = job.held.unwrap_or_else(|| {
-            let why = explain(cluster, &job.class, job.queue);
+            let why = explain(cluster, &job.class, job.queue, job.together);
             why::waiting_for(&why, &job.queue_name)
         });
         answer["waitingFor"] = json!(reasons);
@@ -238,7 +242,7 @@ mod tests {
         let mut cluster = Cluster::new();
         let amounts = |n: i64| BTreeMap::from([("cpu".to_string(), n)]);
         let node = NodeSpec {
-            allocatable: amounts(i64::from(PLACEMENTS_MAX) * 2 + 1),
+            allocatable: amounts(i64::from(OPTIONS.placements) * 2 + 1),
             ready: true,
             ..NodeSpec::default()
         };
@@ -248,10 +252,7 @@ mod tests {
             requests: amounts(1),
             ..ClassSpec::default()
         });
-        let tasks = PLACEMENTS_MAX * 3;
-        let text =
-            r#"{"metadata": {"name": "j"}, "spec": {"template": {"spec": {"command": ["x"]}}}}"#;
-        let object: Job = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}"));
+        let tasks = OPTIONS.placements * 3;
         let job = Supposed {
             namespace: "a".into(),
             name: "j".into(),
@@ -259,20 +260,24 @@ mod tests {
             class: class.clone(),
             queue,
             tasks,
+            together: 1,
             held: None,
             demand: Some(0),
             placed: BTreeMap::new(),
         };
         let trial = Trial {
             cluster,
-            demands: vec![demand(1, &object, class, queue, tasks)],
+            demands: vec![Demand::new(1, class, queue, tasks)],
             jobs: vec![job],
+            evictions: Vec::new(),
+            names: HashMap::new(),
+            now: 0,
             version: 7,
         };
         let told = trial.run();
         let job = &told["jobs"][0];
-        assert_eq!(job["placed"], PLACEMENTS_MAX * 2 + 1);
-        assert_eq!(job["waiting"], PLACEMENTS_MAX - 1);
+        assert_eq!(job["placed"], OPTIONS.placements * 2 + 1);
+        assert_eq!(job["waiting"], OPTIONS.placements - 1);
         assert_eq!(
             job["waitingFor"]["reasons"][0]["reason"],
             "InsufficientResource"

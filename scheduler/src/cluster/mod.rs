@@ -4,6 +4,7 @@
 //! What a trial has placed is undone by releasing it; an overlay is a clone.
 
 mod leaving;
+mod owners;
 pub(crate) mod profiles;
 pub(crate) mod queues;
 pub(crate) mod states;
@@ -15,8 +16,9 @@ use std::sync::Arc;
 pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
+use self::owners::{OWNERS_FIRST, Owners};
 use self::profiles::Profiles;
-use self::queues::{OWNERS_FIRST, Owners, Queue};
+use self::queues::Queue;
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
 use crate::classes::{ClassEntry, Classes, Shape};

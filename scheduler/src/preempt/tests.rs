@@ -13,6 +13,7 @@ use crate::place::Budget;
 use crate::spec::{Class, ClassSpec, Demand, NodeSpec, QueueSpec, Run, Time};
 
 const NOW: Time = 1000;
+const RESTART: Time = 30;
 
 fn amounts(cpu: i64, memory: i64) -> BTreeMap<String, i64> {
     BTreeMap::from([("cpu".to_string(), cpu), ("memory".to_string(), memory)])
@@ -163,6 +164,7 @@ fn ask(cluster: &mut Cluster, demand: &Demand, most: u32) -> Option<Eviction> {
         count: demand.count,
         queue: demand.queue.0,
         priority: demand.priority,
+        restart: RESTART,
         demand,
     };
     let mut budget = Budget {
@@ -202,6 +204,7 @@ fn work_is_bounded() {
             count: demand.count,
             queue: demand.queue.0,
             priority: demand.priority,
+            restart: RESTART,
             demand: &demand,
         };
         let mut budget = Budget { left, spent: 0 };
@@ -241,7 +244,7 @@ fn prices(made: &Made) -> Vec<Option<i128>> {
             let shape = made.cluster.tasks.slots[id.slot() as usize].shape;
             let shape = made.cluster.tasks.shapes.get(shape);
             let run = made.cluster.run_of(*id).unwrap();
-            cost::of(&made.cluster, shape, run, NOW, lowest)
+            cost::of(&made.cluster, shape, run, (NOW, RESTART), lowest)
         })
     };
     made.tasks.iter().map(price).collect()
