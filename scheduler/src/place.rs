@@ -165,6 +165,8 @@ fn place_by(
             let mut near: Vec<u32> = nodes(&cluster.states, state).take(NEAR).collect();
             let mut far = near.last().map_or(NONE, |n| cluster.states.next_node(*n));
             near.sort_unstable_by_key(|node| std::cmp::Reverse(*node));
+            // One was placed, and the state has to be looked at again before the next.
+            let mut again = false;
             while left > 0 {
                 let node = near.pop().unwrap_or(far);
                 if node == NONE {
@@ -181,13 +183,14 @@ fn place_by(
                     });
                     left -= n;
                     if single {
+                        again = true;
                         break;
                     }
                 }
             }
             // What is still in the state may not be used: look behind it.
             if left > 0
-                && !(single && node != NONE)
+                && !again
                 && cluster.states.is_live(best.state)
                 && let Some(entry) = index.set_aside()
             {

@@ -66,7 +66,7 @@ impl Search<'_> {
             self.cluster,
             shape,
             tasks.runs.get(task.run),
-            self.now,
+            (self.now, self.want.restart),
             lowest,
         )
     }
