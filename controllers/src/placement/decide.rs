@@ -156,6 +156,7 @@ impl Memory {
             }
         }
         self.stop_surplus(serial, tasks_of);
+        self.give_up_gang(serial, tasks_of, now);
         // A promise may have become void with the Job's change.
         self.freed |= !self.promised.is_empty();
         let Some(job) = self.jobs.get(&serial) else {
@@ -279,6 +280,7 @@ impl Memory {
             ..OPTIONS
         };
         self.allow_evictions(now);
+        self.cluster.advance(millis(now));
         let outcome = cycle(&mut self.cluster, &demands, millis(now), options);
         self.evict(&outcome, &serials, now);
         // A gang of which one member must wait for others to leave starts when all can.
@@ -288,6 +290,7 @@ impl Memory {
             .filter(|p| p.waits)
             .map(|p| group(&demands[p.demand as usize]))
             .collect();
+        let mut begun = BTreeSet::new();
         for placement in &outcome.placements {
             let serial = serials[placement.demand as usize];
             let node = self.cluster.node_name(placement.node).to_string();
@@ -314,6 +317,7 @@ impl Memory {
             job.tasks.insert(key.clone());
             job.told.placed(&node);
             job.behind = None;
+            begun.insert(serial);
             self.holders.insert(placement.task, key.clone());
             let waits = waits.contains(&group(demand));
             if waits {
@@ -340,6 +344,9 @@ impl Memory {
                 remove_sent: false,
             };
             self.tasks.insert(key, task);
+        }
+        for serial in begun {
+            self.started(serial, now);
         }
         for waiting in &outcome.waiting {
             let serial = serials[waiting.demand as usize];
