@@ -9,7 +9,7 @@ use rota_api::Quantity;
 use rota_scheduler::{NodeSpec, Policy};
 use rota_simulate::nodes::{self, Nodes};
 use rota_simulate::trace::{self, Change, Format, Trace};
-use rota_simulate::{Estimates, GPU, Measures, ORDERS, Record, Settings, load, preset, run};
+use rota_simulate::{Estimates, Measures, ORDERS, Record, Settings, load, preset, run};
 use serde::Serialize;
 
 use crate::fail::{Fail, Result};
@@ -318,12 +318,12 @@ fn job_lines(records: &[Record]) -> String {
 }
 
 fn print(answer: &Answer<'_>, output: Output) -> Result<()> {
-    let value = serde_json::to_value(answer)
-        .map_err(|e| Fail::new(format!("cannot write the measures: {e}"), ""))?;
+    let failed = |e| Fail::new(format!("cannot write the measures: {e}"), "");
     if output == Output::Json {
-        println!("{value:#}");
+        println!("{}", serde_json::to_string_pretty(answer).map_err(failed)?);
         return Ok(());
     }
+    let value = serde_json::to_value(answer).map_err(failed)?;
     let Some(fields) = value.as_object() else {
         return Ok(());
     };
@@ -343,6 +343,7 @@ fn print(answer: &Answer<'_>, output: Output) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use rota_simulate::GPU;
 
     #[test]
     fn traces_name_their_format() {

@@ -21,6 +21,9 @@ impl Sim<'_> {
             state.record.nodes.clear();
         }
         state.running += 1;
+        if let Some(said) = state.said.take() {
+            self.foresight.learn(said, now - state.record.submit);
+        }
         state.record.start.get_or_insert(now);
         if state.waiting() == 0 {
             state.record.fate = Fate::Running;
@@ -46,6 +49,7 @@ impl Sim<'_> {
             Task {
                 job: number,
                 index,
+                node: placement.node,
                 start: now,
                 done,
             },

@@ -1,16 +1,20 @@
 //! The event loop: ends, changes of the cluster, and submissions, in order of virtual time, with a
 //! scheduling cycle after all that happens in one millisecond.
 
+mod foretell;
 mod life;
 mod record;
+mod scene;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
 use rota_scheduler::{
-    Class, Cluster, Demand, NEVER, Options, QueueId, QueueSpec, TaskId, Time, cycle,
+    Class, Cluster, Demand, NEVER, NodeId, NodeSpec, Options, QueueId, QueueSpec, TaskId, Time,
+    cycle,
 };
 
+use self::foretell::{Foresight, Said};
 pub use self::record::{Estimates, Fate, Record, Run, Settings};
 use crate::account::{Account, dominant};
 use crate::measures::{Measures, Totals};
@@ -46,6 +50,7 @@ struct State {
     since: Time,
     /// [`Account::load_time`] when it came.
     load_before: f64,
+    said: Option<Said>,
 }
 
 impl State {
@@ -58,6 +63,7 @@ impl State {
 struct Task {
     job: usize,
     index: u32,
+    node: NodeId,
     start: Time,
     /// Work done before this start.
     done: Time,
@@ -74,8 +80,11 @@ struct Sim<'a> {
     owners: HashMap<&'a str, usize>,
     kinds: HashMap<(&'a str, &'a str), u64>,
     learnt: rota_scheduler::estimate::Estimates,
+    foresight: Foresight,
     resources: Vec<String>,
-    devices: HashSet<String>,
+    devices: BTreeSet<String>,
+    /// The nodes that are there.
+    specs: BTreeMap<String, NodeSpec>,
     states: Vec<State>,
     /// Numbers of jobs with tasks to start, in order of submission.
     waiting: Vec<usize>,
@@ -100,8 +109,10 @@ impl<'a> Sim<'a> {
             owners: HashMap::new(),
             kinds: HashMap::new(),
             learnt: rota_scheduler::estimate::Estimates::new(),
+            foresight: Foresight::new(),
             resources: Vec::new(),
-            devices: HashSet::new(),
+            devices: BTreeSet::new(),
+            specs: BTreeMap::new(),
             states: Vec::with_capacity(trace.jobs.len()),
             waiting: Vec::new(),
             tasks: BTreeMap::new(),
@@ -162,6 +173,9 @@ impl<'a> Sim<'a> {
             self.next_job += 1;
         }
         self.schedule(now);
+        if self.next_job == self.trace.jobs.len() && self.totals.fragmentation.is_none() {
+            self.totals.fragmentation = Some(self.fragmentation());
+        }
     }
 
     fn submit(&mut self, now: Time, job: &'a Job) {
@@ -185,6 +199,7 @@ impl<'a> Sim<'a> {
                 fate: Fate::Waiting,
                 evictions: 0,
                 nodes: Vec::new(),
+                forecast: None,
                 load: 1.0,
             },
             queue,
@@ -196,6 +211,7 @@ impl<'a> Sim<'a> {
             running: 0,
             since: now,
             load_before: self.account.load_time(),
+            said: None,
         };
         if self.settings.log {
             let submit = events::submitted(job);
@@ -267,8 +283,10 @@ impl<'a> Sim<'a> {
                     }
                 }
                 self.devices.extend(spec.devices.iter().cloned());
+                self.specs.insert(name.clone(), spec.clone());
             }
             Change::NodeGone(name) => {
+                self.specs.remove(name);
                 if let Some(node) = self.cluster.node(name) {
                     let lost: Vec<TaskId> = self.cluster.tasks_on(node).collect();
                     self.cluster.remove_node(name);
@@ -308,11 +326,13 @@ impl<'a> Sim<'a> {
                     break;
                 }
             }
+            self.drop_impatient();
         } else if !self.waiting.is_empty() {
             let waiting = self.waiting.clone();
             self.decide(now, &waiting);
+            self.drop_impatient();
+            self.foretell(now);
         }
-        self.drop_impatient();
     }
 
     /// Of what a task did since its start, what an eviction now does not lose.
@@ -322,6 +342,20 @@ impl<'a> Sim<'a> {
             0 => 0,
             every => ran - ran % every,
         }
+    }
+
+    /// Asks when those will start that wait since this cycle.
+    fn foretell(&mut self, now: Time) {
+        let waits = |job: &usize| self.states[*job].record.start.is_none();
+        let waiting: Vec<usize> = self.waiting.iter().copied().filter(waits).collect();
+        let new = |job: &usize| self.states[*job].record.forecast.is_none();
+        if !waiting.iter().any(new) {
+            return;
+        }
+        let demands: Vec<Demand> = waiting.iter().map(|job| self.demand(*job)).collect();
+        let states = &mut self.states;
+        self.foresight
+            .look(&mut self.cluster, now, &waiting, &demands, states);
     }
 
     fn decide(&mut self, now: Time, jobs: &[usize]) {

@@ -73,6 +73,9 @@ pub struct Record {
     pub evictions: u32,
     /// Nodes by name in order of first use, at its latest start.
     pub nodes: Vec<String>,
+    /// For one that had to wait: by when it was said to start as likely as not, and by when in nine
+    /// cases of ten ([`rota_scheduler::NEVER`] when nothing was known).
+    pub forecast: Option<(Time, Time)>,
     /// Mean of the load (at least 1) over the time it was there.
     pub load: f64,
 }

@@ -2,6 +2,7 @@
 
 use rota_simulate::{Estimates, Settings, run};
 
+use crate::reference;
 use crate::tools::{cpus, settings, starts, swf};
 
 #[test]
@@ -122,4 +123,24 @@ fn run_times_are_learnt_from_what_ended() {
     };
     assert_eq!(last(Estimates::User), Some(410));
     assert_eq!(last(Estimates::Learnt), Some(302));
+}
+
+#[test]
+fn easy_does_what_a_naive_program_does() {
+    for seed in 1..=40 {
+        // Any odd multipliers give workloads that are crowded and varied enough.
+        let jobs: Vec<_> = (0..60)
+            .map(|i| {
+                let x = (i * 7919 + seed * 104_729) % 9973;
+                let run = 1 + x % 61;
+                (i * 6 + x % 13, run, 1 + (x % 7) as u32, run + x % 29)
+            })
+            .collect();
+        let trace = swf(&jobs);
+        let naive: Vec<_> = reference::easy(&trace, 8)
+            .into_iter()
+            .map(|start| Some(start / 1000))
+            .collect();
+        assert!(starts(&trace, 8, &settings("easy")) == naive, "seed {seed}");
+    }
 }
