@@ -8,7 +8,7 @@ pub(crate) use crate::fair::limits::head_room;
 use crate::fair::share::share;
 use crate::fair::tree::{Ask, Head, Source, Tree};
 use crate::intern::FxMap;
-use crate::order::within;
+use crate::order::{overtaking, within};
 use crate::spec::{Class, Demand, Order, Time};
 
 /// What is decided together: one demand, or all demands of a gang.
@@ -141,6 +141,23 @@ impl Agenda {
                 Place::Healing => self.healing.1 += 1,
                 Place::Leaf(leaf) => self.tree.go_on(leaf),
                 Place::Stray => self.stray.1 += 1,
+            }
+        }
+    }
+
+    /// The first that cannot start has a reservation: from now on units only overtake it. In queues
+    /// that do not go by arrival, of equal priority the shortest go first.
+    pub fn overtake(&mut self, cluster: &Cluster, demands: &[Demand]) {
+        let units = &self.units;
+        let first = |u: &u32| &demands[units[*u as usize].demands[0] as usize];
+        for node in &mut self.tree.nodes {
+            let rest = &mut node.units[node.at..];
+            let Some(queue) = rest.first().map(|u| first(u).queue.0) else {
+                continue;
+            };
+            let spec = cluster.queues[queue as usize].spec.as_ref();
+            if spec.is_some_and(|s| matches!(s.order, Order::Priority | Order::Fair)) {
+                rest.sort_by(|a, b| overtaking(first(a), first(b)));
             }
         }
     }

@@ -4,7 +4,7 @@ use crate::agenda::head_room;
 use crate::cluster::{Cluster, NodeId};
 use crate::cycle::{Cause, Eviction, Placement};
 use crate::mutant::{Mutant, mutant};
-use crate::place::{Ask, Budget, Veto, fits_somewhere, place};
+use crate::place::{Ask, Budget, Veto, fits_somewhere, place, place_on};
 use crate::preempt::{self, Want};
 use crate::spec::{Demand, Time};
 
@@ -25,12 +25,13 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Places `want` tasks of a demand; what fits stays in the attempt also when it is not all.
+    /// Places `want` tasks of a demand, on the `first` nodes where they fit; what fits stays in the
+    /// attempt also when it is not all.
     pub fn place(
         &mut self,
         cluster: &mut Cluster,
-        position: u32,
-        want: u32,
+        (position, want): (u32, u32),
+        first: &[u32],
         vetoes: &[&dyn Veto],
         budget: &mut Budget,
     ) -> Result<(), Cause> {
@@ -61,14 +62,22 @@ impl<'a> Attempt<'a> {
             count: allowed,
         };
         let placements = &mut self.placements;
-        let count = place(cluster, ask, vetoes, budget, |node, task| {
+        let mut placed = |node, task| {
             placements.push(Placement {
                 demand: position,
                 node,
                 task,
                 waits: false,
             });
-        });
+        };
+        let mut count = place_on(cluster, ask, first, vetoes, budget, &mut placed);
+        if count < allowed {
+            let rest = Ask {
+                count: allowed - count,
+                ..ask
+            };
+            count += place(cluster, rest, vetoes, budget, &mut placed);
+        }
         cluster.tasks.runs.drop_unused(run);
         if count == want {
             Ok(())

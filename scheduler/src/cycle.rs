@@ -4,12 +4,12 @@
 //! disagree: there is no second decision.
 
 use crate::agenda::{Agenda, Unit};
-use crate::ahead::{Ahead, Need};
+use crate::ahead::{Ahead, Need, Pick, Promises};
 use crate::attempt::Attempt;
 use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::mutant::{Mutant, mutant};
 use crate::place::{Budget, Veto};
-use crate::spec::{Backfill, Demand, Time};
+use crate::spec::{Backfill, Demand, NEVER, Order, Time};
 
 /// Reservations of one cycle at most; under conservative backfill each costs a look at the nodes.
 const RESERVATIONS_MAX: usize = 1000;
@@ -133,15 +133,22 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
             spent: 0,
         },
         ahead: Ahead::new(now),
+        promises: std::mem::take(&mut cluster.promises),
+        overtaking: false,
         demands,
         now,
         options,
     };
+    pass.promises.renew(cluster, demands, &mut pass.ahead);
     while let Some(turn) = agenda.next(cluster) {
         let unit = agenda.unit(turn.unit).clone();
         let more = pass.turn(cluster, &unit, turn.most);
         agenda.over(&turn, more);
+        if std::mem::take(&mut pass.overtaking) {
+            agenda.overtake(cluster, demands);
+        }
     }
+    cluster.promises = pass.promises;
     pass.outcome.units = pass.budget.spent;
     pass.outcome
 }
@@ -157,6 +164,9 @@ struct Pass<'a> {
     /// Of gangs: the minimum is placed.
     started: Vec<bool>,
     ahead: Ahead,
+    promises: Promises,
+    /// The first reservation was made just now: what follows can only overtake.
+    overtaking: bool,
     outcome: Outcome,
 }
 
@@ -168,6 +178,10 @@ impl<'a> Pass<'a> {
         let room = self.room();
         if self.budget.left == 0 || room == 0 {
             return self.blocked(unit, |_| Cause::Budget);
+        }
+        for position in &unit.demands {
+            let id = self.demands[*position as usize].id;
+            self.promises.withdraw(id, &mut self.ahead);
         }
         if whole {
             return self.start_gang(cluster, unit);
@@ -263,7 +277,12 @@ impl<'a> Pass<'a> {
             let reserved = (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation))
                 .then(|| self.ahead.veto(end_max));
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
-            if let Err(cause) = attempt.place(cluster, *position, *want, &vetoes, &mut budget) {
+            let first = match reserved.is_some() && pick(cluster, demand) == Pick::Latest {
+                true => self.ahead.reserved_nodes(),
+                false => Vec::new(),
+            };
+            let placed = attempt.place(cluster, (*position, *want), &first, &vetoes, &mut budget);
+            if let Err(cause) = placed {
                 answer = Err((*position, cause));
                 break;
             }
@@ -327,7 +346,7 @@ impl<'a> Pass<'a> {
             let reserved = (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation))
                 .then(|| self.ahead.veto(end_max));
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
-            let answer = attempt.place(cluster, *position, *want, &vetoes, &mut budget);
+            let answer = attempt.place(cluster, (*position, *want), &[], &vetoes, &mut budget);
             let left = want - attempt.placed(*position);
             let used = u32::try_from(attempt.evictions.len()).unwrap_or(u32::MAX);
             let victims = self.victims_max(cluster, *position).saturating_sub(used);
@@ -379,7 +398,9 @@ impl<'a> Pass<'a> {
         let demand = &self.demands[*first as usize];
         let queue = &cluster.queues[demand.queue.0 as usize];
         let made = self.outcome.reservations.len();
-        let may = match queue.spec.as_ref().map(|s| s.backfill) {
+        let backfill = queue.spec.as_ref().map(|s| s.backfill);
+        let conservative = backfill == Some(Backfill::Conservative);
+        let may = match backfill {
             None | Some(Backfill::Off) => false,
             Some(Backfill::Easy) => made == 0,
             Some(Backfill::Conservative) => made < RESERVATIONS_MAX,
@@ -398,7 +419,9 @@ impl<'a> Pass<'a> {
                 }
             })
             .collect();
-        let known = self.ahead.earliest(cluster, &needs, &[], &mut self.budget);
+        let budget = &mut self.budget;
+        let pick = pick(cluster, demand);
+        let known = self.ahead.earliest(cluster, &needs, pick, &[], budget);
         let waited = self.now.saturating_sub(demand.created);
         let slot = match known {
             // It fits as far as amounts go, and was refused for another reason: keeping others off
@@ -409,7 +432,13 @@ impl<'a> Pass<'a> {
             None => None,
         };
         if let Some(slot) = slot {
-            self.ahead.reserve(cluster, &slot, &needs);
+            self.overtaking = made == 0;
+            if conservative && slot.start != NEVER {
+                let ahead = &mut self.ahead;
+                self.promises.give(cluster, demand.id, &slot, &needs, ahead);
+            } else {
+                self.ahead.reserve(cluster, &slot, &needs, 0);
+            }
             let places = slot.places.iter();
             self.outcome.reservations.push(Reservation {
                 demand: *first,
@@ -451,5 +480,15 @@ impl<'a> Pass<'a> {
             self.outcome.placements.push(placement);
         }
         self.outcome.evictions.extend(attempt.evictions);
+    }
+}
+
+/// How reservations for a queue choose nodes. Under [`Order::Fifo`] as in the textbook; otherwise
+/// so that they are least in the way of others.
+fn pick(cluster: &Cluster, demand: &Demand) -> Pick {
+    let queue = &cluster.queues[demand.queue.0 as usize];
+    match queue.spec.as_ref().map(|s| s.order) {
+        None | Some(Order::Fifo) => Pick::Lowest,
+        Some(_) => Pick::Latest,
     }
 }

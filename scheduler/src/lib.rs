@@ -32,6 +32,7 @@ pub mod estimate;
 mod explain;
 mod fair;
 mod filter;
+pub mod forecast;
 mod index;
 mod intern;
 mod mutant;
@@ -45,7 +46,7 @@ mod spec;
 
 pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};
 pub use cycle::{Cause, Eviction, Options, Outcome, Placement, Reservation, Waiting, cycle};
-pub use explain::{Blocker, Change, Explanation, explain};
+pub use explain::{Blocker, Change, Explanation, HOLDERS_MAX, Holder, explain};
 pub use fair::standing::{Standing, standings};
 pub use spec::{
     Backfill, Class, ClassSpec, DEVICE, Demand, Effect, Expression, NEVER, NodeSpec, NodeTerm,

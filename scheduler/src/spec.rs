@@ -301,7 +301,8 @@ pub struct QueueSpec {
     pub policy: Policy,
     /// What goes out of order.
     pub backfill: Backfill,
-    /// Past use counts half after this long; 0: it does not count.
+    /// Past use counts half after this long; 0: as in the queue above, and at the top it does not
+    /// count.
     pub half_life: Time,
 }
 

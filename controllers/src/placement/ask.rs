@@ -100,6 +100,12 @@ impl Terms {
         })
     }
 
+    /// How many tasks must start together beside `live` ones; at least 1.
+    pub fn together(&self, live: u32) -> u32 {
+        let needed = self.gang.map_or(1, |g| g.needed);
+        needed.saturating_sub(live).max(1)
+    }
+
     /// What is known of a task of the Job that has run since `start`.
     fn run(&self, serial: u64, start: Time) -> Run {
         Run {

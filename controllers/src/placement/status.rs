@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use rota_api::{Job, Quantity, Queue, Resources, WaitReason, WaitingFor};
-use rota_scheduler::explain;
+use rota_scheduler::{Holder, NEVER, explain};
 use serde_json::{Value, json};
 
 use super::decide::{Answer, Op, Write, room};
@@ -17,6 +17,8 @@ use crate::runtime::{Failure, Note, Regarding};
 
 /// A `waitingFor` that changes is written at most this often; its first word and its end at once.
 const WAITING_EVERY: SignedDuration = SignedDuration::from_secs(60);
+/// Longest message of a reason, as the schema allows.
+const MESSAGE_MAX: usize = 1024;
 /// Jobs looked at per tick; each may cost one look at every node state.
 const JOBS_PER_TICK: usize = 200;
 /// A summary of placements is told at most this often per Job.
@@ -184,22 +186,55 @@ impl Memory {
         let make = job.make.as_ref()?;
         let behind = job.behind;
         let (class, queue) = (make.class.clone(), make.queue);
-        let why = explain(&mut self.cluster, &class, queue);
+        let live = u32::try_from(job.book.live()).unwrap_or(u32::MAX);
+        let terms = job.terms.as_ref();
+        let together = terms.map_or(1, |t| t.together(live));
+        let why = explain(&mut self.cluster, &class, queue, together);
+        let gang = object.spec.gang.is_some() && !self.freed && why.blockers.is_empty();
         let name = |serial: u64| {
             let job = self.jobs.get(&serial);
             job.map_or_else(String::new, |j| {
                 format!("{}/{}", j.owner.namespace, j.owner.name)
             })
         };
-        let behind = behind.map(|b| b.words(&name));
+        let behind = behind.map(|b| b.words(&name)).or_else(|| {
+            let text = "its tasks fit, but not together with those of the other Jobs of its gang";
+            gang.then(|| why::plain("Gang", text))
+        });
         if why.blockers.is_empty() && behind.is_none() {
             // Something was freed since the last cycle: the next one decides.
             return None;
         }
-        Some(Some(why::after(
-            behind,
-            why::waiting_for(&why, &object.spec.queue),
-        )))
+        let mut waiting = why::waiting_for(&why, &object.spec.queue);
+        self.tell_holders(&why.holders, &mut waiting);
+        Some(Some(why::after(behind, waiting)))
+    }
+
+    /// Adds who holds what lacks to the first reason that says that something lacks.
+    fn tell_holders(&self, holders: &[Holder], waiting: &mut WaitingFor) {
+        let lacks = |r: &&mut WaitReason| matches!(&*r.reason, "InsufficientResource" | "Gang");
+        let Some(reason) = waiting.reasons.iter_mut().find(lacks) else {
+            return;
+        };
+        let each = holders.iter().filter_map(|holder| {
+            let owner = &self.jobs.get(&holder.demand)?.owner;
+            let end = match Timestamp::from_millisecond(holder.end) {
+                Ok(time) if holder.end != NEVER => {
+                    format!(", the first to end about {}", time.strftime("%FT%TZ"))
+                }
+                _ => String::new(),
+            };
+            let tasks = if holder.tasks == 1 { "task" } else { "tasks" };
+            Some(format!(
+                "Job {}/{} ({} {tasks}{end})",
+                owner.namespace, owner.name, holder.tasks
+            ))
+        });
+        let each: Vec<String> = each.collect();
+        if !each.is_empty() {
+            let message = format!("{}; held mostly by {}", reason.message, each.join(", "));
+            reason.message = message.chars().take(MESSAGE_MAX).collect();
+        }
     }
 
     pub(super) fn job_status_answered(&mut self, serial: u64, answer: Answer, _now: Timestamp) {

@@ -30,6 +30,8 @@ struct Supposed {
     queue: QueueId,
     /// Tasks that it would want to start now.
     tasks: u32,
+    /// How many of them must start together.
+    together: u32,
     /// Why it would start none of them, whatever room there is.
     held: Option<WaitingFor>,
     /// Its position among the demands.
@@ -118,6 +120,7 @@ impl Memory {
                 class: class.clone(),
                 queue,
                 tasks,
+                together: 1,
                 held: held.map(|text| only(why::plain("AfterJob", text))),
                 demand: None,
                 placed: BTreeMap::new(),
@@ -131,6 +134,7 @@ impl Memory {
                 if fresh {
                     terms.created = millis(now);
                 }
+                it.together = terms.together(u32::try_from(live).unwrap_or(u32::MAX));
                 if let Some(demand) = terms.demand(id, &class, queue, tasks, live) {
                     it.demand = Some(demands.len());
                     demands.push(demand);
@@ -260,7 +264,7 @@ fn told(cluster: &mut Cluster, job: Supposed) -> Value {
     });
     if waiting > 0 {
         let reasons = job.held.unwrap_or_else(|| {
-            let why = explain(cluster, &job.class, job.queue);
+            let why = explain(cluster, &job.class, job.queue, job.together);
             why::after(job.behind, why::waiting_for(&why, &job.queue_name))
         });
         answer["waitingFor"] = json!(reasons);
@@ -298,6 +302,7 @@ mod tests {
             class: class.clone(),
             queue,
             tasks,
+            together: 1,
             held: None,
             demand: Some(0),
             placed: BTreeMap::new(),

@@ -4,6 +4,7 @@
 //! What a trial has placed is undone by releasing it; an overlay is a clone.
 
 mod leaving;
+mod owners;
 pub(crate) mod profiles;
 pub(crate) mod queues;
 pub(crate) mod states;
@@ -15,10 +16,12 @@ use std::sync::Arc;
 pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
+use self::owners::{OWNERS_FIRST, Owners};
 use self::profiles::Profiles;
-use self::queues::{OWNERS_FIRST, Owners, Queue};
+use self::queues::Queue;
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
+use crate::ahead::Promises;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
@@ -84,6 +87,8 @@ pub struct Cluster {
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
     pub(crate) side: Side,
+    /// Starts that conservative backfill has promised.
+    pub(crate) promises: Promises,
 }
 
 impl Default for Cluster {
@@ -119,6 +124,7 @@ impl Cluster {
             now: 0,
             ports: FxMap::default(),
             side: Side::default(),
+            promises: Promises::default(),
         }
     }
 

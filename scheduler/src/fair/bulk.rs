@@ -150,20 +150,20 @@ impl Tree {
                 own = own.min(owned(room, part));
             }
             let above = &self.nodes[node.parent as usize];
+            // Whoever is below its guarantee puts all above it first, until it has it.
+            if let Some((d, amount)) = ask.dominant
+                && matches!(node.source, Source::Below | Source::Queue)
+            {
+                let queue = &cluster.queues[node.queue as usize];
+                let owed = i128::from(queue.guarantee[d as usize]) - queue.used[d as usize];
+                if owed > 0 {
+                    let tasks = (owed as u128).div_ceil(amount as u128);
+                    until_guarantee = until_guarantee.min(u64::try_from(tasks).unwrap_or(u64::MAX));
+                }
+            }
             if let Some((second, _)) = above.open.iter().nth(1) {
                 levels += 1;
                 part = part * u128::from(node.weight) / u128::from(above.open_weight.max(1));
-                if !node.key.late
-                    && let Some((d, amount)) = ask.dominant
-                {
-                    let queue = &cluster.queues[node.queue as usize];
-                    let owed = i128::from(queue.guarantee[d as usize]) - queue.used[d as usize];
-                    if owed > 0 {
-                        let tasks = (owed as u128).div_ceil(amount as u128);
-                        until_guarantee =
-                            until_guarantee.min(u64::try_from(tasks).unwrap_or(u64::MAX));
-                    }
-                }
                 until_next = match node.source {
                     Source::Below => 1,
                     _ if second.late && !node.key.late => u64::MAX,
@@ -189,7 +189,10 @@ impl Tree {
             own = own.min(owned(free, part));
             most = most.max(u64::try_from(own).unwrap_or(u64::MAX));
         }
-        u32::try_from(most.min(until_guarantee).max(1)).unwrap_or(u32::MAX)
+        if levels > 0 {
+            most = most.min(until_guarantee);
+        }
+        u32::try_from(most.max(1)).unwrap_or(u32::MAX)
     }
 
     /// The least number of tasks after which the node has a level. In closed form, as the node's

@@ -106,11 +106,8 @@ fn allowed(
     if owed {
         return true;
     }
-    if taker
-        .spec
-        .as_ref()
-        .is_none_or(|s| s.reclaim != Reclaim::PreemptToShare)
-    {
+    let rule = taker.spec.as_ref().map(|s| s.reclaim);
+    if rule != Some(Reclaim::PreemptToShare) {
         return false;
     }
     let (taker, giver) = (

@@ -15,14 +15,14 @@ use super::{Eviction, Want};
 use crate::classes::Shape;
 use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, TaskId};
-use crate::filter::how_many;
+use crate::filter::fits;
 use crate::place::{Budget, Veto};
 use crate::side::rules::Rules;
 use crate::spec::Time;
 
 /// Nodes on which victims are weighed against each other, beyond those that are needed. More of them
 /// would find cheaper victims at a cost that grows with the cluster.
-const NODES_MAX: usize = 512;
+const NODES_MAX: usize = 256;
 
 /// Tasks that could go to one node, and who leaves it for them.
 #[derive(Clone, Debug)]
@@ -275,12 +275,17 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Whether the class may use a node, and would fit if it were empty.
     pub fn suits(&self, node: u32) -> bool {
         let profile = self.cluster.nodes[node as usize].profile;
         profile != NONE
             && self.cluster.classes.all[self.want.class as usize]
                 .suits
                 .contains(profile as usize)
+            && fits(
+                &self.cluster.profiles.all[profile as usize].capacity,
+                &self.shape.requests,
+            )
     }
 
     /// Whether nodes of this state hold a task of the class as they are.
@@ -290,7 +295,7 @@ impl<'a> Search<'a> {
         self.cluster.classes.all[self.want.class as usize]
             .suits
             .contains(profile)
-            && how_many(states.free_of(state), &self.shape.requests) > 0
+            && fits(states.free_of(state), &self.shape.requests)
     }
 
     /// Lets the units leave and takes the room; false, and nothing done, when something may not be

@@ -293,7 +293,7 @@ impl Pair {
 
     fn explain(&mut self, class: &ClassSpec) {
         let queue = self.real.queue("deep");
-        let why = explain(&mut self.real, &Class::new(class.clone()), queue);
+        let why = explain(&mut self.real, &Class::new(class.clone()), queue, 1);
         let m = &self.model;
         let mut nodes = m.nodes.keys();
         assert_eq!(why.blockers.is_empty(), nodes.any(|n| m.legal(n, class)));
@@ -460,7 +460,7 @@ fn the_first_of_a_kind_chooses_where_all_go() {
     let placed = run(&mut cluster, class.clone(), 3);
     assert!(placed.len() < 3 && placed.values().all(|n| *n == 1));
     let queue = cluster.queue("q");
-    let why = explain(&mut cluster, &Class::new(class), queue);
+    let why = explain(&mut cluster, &Class::new(class), queue, 1);
     let used = placed.len() as u32;
     let both = [
         Blocker::Affinity { nodes: 3 - used },
