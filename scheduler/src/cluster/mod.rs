@@ -26,6 +26,7 @@ use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
+use crate::sequence::Sizes;
 use crate::side::Side;
 use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator, Time};
 
@@ -89,6 +90,8 @@ pub struct Cluster {
     pub(crate) side: Side,
     /// Starts that conservative backfill has promised.
     pub(crate) promises: Promises,
+    /// What came lately.
+    pub(crate) sizes: Sizes,
 }
 
 impl Default for Cluster {
@@ -125,6 +128,7 @@ impl Cluster {
             ports: FxMap::default(),
             side: Side::default(),
             promises: Promises::default(),
+            sizes: Sizes::default(),
         }
     }
 

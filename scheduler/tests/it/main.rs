@@ -9,4 +9,5 @@ mod preempt;
 mod random;
 mod side;
 mod stories;
+mod time;
 mod world;
