@@ -38,7 +38,7 @@ pub struct Args {
     /// Seed of what is random: the order of tasks with --load on openb
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What the scheduler knows of run times: what users said, or the truth
+    /// What the scheduler knows of run times: what users said, what it learns meanwhile, or the truth
     #[arg(long, value_enum, default_value = "user")]
     estimates: Known,
     /// Tasks save their work this often, so that an eviction loses less
@@ -74,6 +74,7 @@ enum Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Known {
     User,
+    Learnt,
     Exact,
 }
 
@@ -145,6 +146,7 @@ pub fn run_verb(args: &Args) -> Result<()> {
         },
         estimates: match args.estimates {
             Known::User => Estimates::User,
+            Known::Learnt => Estimates::Learnt,
             Known::Exact => Estimates::Exact,
         },
         checkpoint: i64::from(args.checkpoint) * 1000,
@@ -183,6 +185,7 @@ pub fn run_verb(args: &Args) -> Result<()> {
         },
         estimates: match args.estimates {
             Known::User => "user",
+            Known::Learnt => "learnt",
             Known::Exact => "exact",
         },
         trace: name,

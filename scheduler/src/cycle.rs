@@ -28,6 +28,8 @@ pub struct Options {
     /// A demand that waits longer than this may keep newcomers off nodes even if nobody knows when
     /// these will be free.
     pub patience: Time,
+    /// What an eviction costs a task besides the work that is lost: its stop and its new start.
+    pub restart: Time,
 }
 
 impl Default for Options {
@@ -37,6 +39,7 @@ impl Default for Options {
             placements: u32::MAX,
             evictions: u32::MAX,
             patience: Time::MAX,
+            restart: 0,
         }
     }
 }
@@ -290,7 +293,7 @@ impl<'a> Pass<'a> {
             left: budget.unwrap_or(self.budget.left),
             spent: 0,
         };
-        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
         let mut answer = Ok(());
         for (position, want) in wants {
             let demand = &self.demands[*position as usize];
@@ -320,7 +323,7 @@ impl<'a> Pass<'a> {
         while left > 0 && self.may_evict(cause) {
             let demand = &self.demands[position as usize];
             let count = step.min(left);
-            let mut attempt = Attempt::new(self.demands, self.now);
+            let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
             let reserved =
                 (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation)).then(|| {
                     let end_max = demand.starts(self.now).end_max;
@@ -359,7 +362,7 @@ impl<'a> Pass<'a> {
         if !self.may_evict(cause) {
             return false;
         }
-        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
         let mut budget = self.budget;
         let whole = wants.iter().all(|(position, want)| {
             let demand = &self.demands[*position as usize];

@@ -26,6 +26,16 @@ impl<T: Eq + Hash> Ids<T> {
         let next = self.0.len() as u64 + 1;
         *self.0.entry(name).or_insert(next)
     }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// Forgets what came after the first `count`.
+    pub fn cut(&mut self, count: u64) {
+        self.0.retain(|_, id| *id <= count);
+    }
 }
 
 /// The gang of a Job, as far as it goes now.
@@ -40,7 +50,7 @@ pub(super) struct GangMem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Terms {
     owner: u64,
-    priority: i32,
+    pub priority: i32,
     pub created: Time,
     deadline: Time,
     preemptible: bool,

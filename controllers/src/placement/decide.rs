@@ -30,12 +30,16 @@ const BUDGET: u64 = 10_000_000;
 const PATIENCE: i64 = 60_000;
 /// Tasks evicted by one cycle at most; Queues have their own bounds besides.
 const EVICTIONS_MAX: u32 = 1000;
+/// What an eviction costs a task besides lost work, in milliseconds: time to stop, a place in the
+/// order, artifacts and images fetched again.
+const RESTART: i64 = 30_000;
 /// What one cycle may do.
 pub(super) const OPTIONS: Options = Options {
     budget: BUDGET,
     placements: PLACEMENTS_MAX,
     evictions: EVICTIONS_MAX,
     patience: PATIENCE,
+    restart: RESTART,
 };
 /// Numbers of groups above this are gangs', below it Jobs'.
 const GANGS: u64 = 1 << 63;

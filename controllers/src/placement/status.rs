@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::decide::{Answer, Op, Write, room};
 use super::memory::{JobMem, Memory};
-use super::promise::Behind;
 use super::why;
 use crate::lifecycle::{self, Edges, Hold};
 use crate::runtime::{Failure, Note, Regarding};
@@ -192,7 +191,13 @@ impl Memory {
         let together = terms.map_or(1, |t| t.together(live));
         let why = explain(&mut self.cluster, &class, queue, together);
         let gang = object.spec.gang.is_some() && !self.freed && why.blockers.is_empty();
-        let behind = behind.map(|b| self.behind(b)).or_else(|| {
+        let name = |serial: u64| {
+            let job = self.jobs.get(&serial);
+            job.map_or_else(String::new, |j| {
+                format!("{}/{}", j.owner.namespace, j.owner.name)
+            })
+        };
+        let behind = behind.map(|b| b.words(&name)).or_else(|| {
             let text = "its tasks fit, but not together with those of the other Jobs of its gang";
             gang.then(|| why::plain("Gang", text))
         });
@@ -202,11 +207,7 @@ impl Memory {
         }
         let mut waiting = why::waiting_for(&why, &object.spec.queue);
         self.tell_holders(&why.holders, &mut waiting);
-        if let Some(reason) = behind {
-            waiting.reasons.insert(0, reason);
-            waiting.reasons.truncate(why::REASONS_MAX);
-        }
-        Some(Some(waiting))
+        Some(Some(why::after(behind, waiting)))
     }
 
     /// Adds who holds what lacks to the first reason that says that something lacks.
@@ -233,39 +234,6 @@ impl Memory {
         if !each.is_empty() {
             let message = format!("{}; held mostly by {}", reason.message, each.join(", "));
             reason.message = message.chars().take(MESSAGE_MAX).collect();
-        }
-    }
-
-    /// What stands in the way beyond nodes and queue, in words.
-    fn behind(&self, behind: Behind) -> WaitReason {
-        let name = |serial: u64| {
-            let job = self.jobs.get(&serial);
-            job.map_or_else(String::new, |j| {
-                format!("{}/{}", j.owner.namespace, j.owner.name)
-            })
-        };
-        match behind {
-            Behind::Gang(serial) => why::plain(
-                "Gang",
-                format!("Job {} of the same gang cannot start", name(serial)),
-            ),
-            Behind::Reserved(None) => why::plain(
-                "Reserved",
-                "the nodes where it fits are kept for earlier Jobs",
-            ),
-            Behind::Reserved(Some((serial, start))) => {
-                let when = match Timestamp::from_millisecond(start) {
-                    Ok(time) if start != NEVER => {
-                        format!(", which is to start at {}", time.strftime("%FT%TZ"))
-                    }
-                    _ => String::new(),
-                };
-                let text = format!(
-                    "the nodes where it fits are kept for Job {}{when}; this Job could not be sure to have ended by then",
-                    name(serial)
-                );
-                why::plain("Reserved", text)
-            }
         }
     }
 

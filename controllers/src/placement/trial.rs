@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rota_api::names::API_VERSION;
-use rota_api::{Job, JobType, Queue, WaitingFor};
+use rota_api::{Job, JobType, Queue, WaitReason, WaitingFor};
 use rota_scheduler::{Cause, Class, Cluster, Demand, QueueId, TaskId, Time, cycle, explain};
 use serde_json::{Value, json};
 
 use super::ask::millis;
 use super::decide::OPTIONS;
 use super::memory::{JobMem, Memory};
+use super::promise::Behind;
 use super::rules::Whose;
 use super::status::only;
 use super::{need, why};
@@ -37,6 +38,8 @@ struct Supposed {
     demand: Option<usize>,
     /// What it got, by node.
     placed: BTreeMap<String, u32>,
+    /// What stands in the way of the rest, beyond nodes and queue.
+    behind: Option<WaitReason>,
 }
 
 /// A copy of what matters, ready to be tried out.
@@ -44,7 +47,10 @@ pub struct Trial {
     cluster: Cluster,
     demands: Vec<Demand>,
     jobs: Vec<Supposed>,
-    evictions: Vec<TaskId>,
+    /// Namespace and name of each demand's Job.
+    of: Vec<String>,
+    /// Who would have to leave, and for which of the supposed Jobs.
+    evictions: Vec<(TaskId, usize)>,
     /// Tasks that may be evicted, as people know them.
     names: HashMap<TaskId, Key>,
     now: Time,
@@ -55,14 +61,21 @@ impl Memory {
     /// Copies what is needed to say what would happen if these were applied now. Jobs that exist
     /// already, by namespace and name, are supposed to change into these.
     pub fn plan(&mut self, jobs: &[Job], queues: &[Queue], version: u64, now: Timestamp) -> Trial {
+        self.allow_evictions(now);
         let mut cluster = self.cluster.clone();
         for queue in queues {
             let name = queue.metadata.name.as_deref().unwrap_or("");
-            cluster.set_queue(name, Some(need::queue(&queue.spec)));
+            let id = cluster.set_queue(name, Some(need::queue(&queue.spec)));
+            let used = self.queues.get(name).map_or(0, |q| q.evicted.len());
+            let budget = queue.spec.preemption.budget_per_hour.max(0) as usize;
+            let left = u32::try_from(budget.saturating_sub(used)).unwrap_or(u32::MAX);
+            cluster.allow_evictions(id, left);
         }
+        // Numbers for names that only the plan knows are given back.
+        let known_names = (self.gangs.count(), self.namespaces.count());
         let mut replaced = BTreeSet::new();
         let mut supposed = Vec::new();
-        let mut demands = Vec::new();
+        let (mut demands, mut of) = (Vec::new(), Vec::new());
         for (i, job) in jobs.iter().enumerate() {
             let namespace = job.metadata.namespace.clone().unwrap_or_default();
             let name = job.metadata.name.clone().unwrap_or_default();
@@ -87,6 +100,7 @@ impl Memory {
             let stored = self.queues.get(&job.spec.queue);
             let stored = stored.and_then(|q| q.queue.as_deref());
             let queue = queues.iter().find(called).or(stored);
+            let priority_max = queue.and_then(|q| q.spec.max_priority);
             let defaults = queue.and_then(|q| q.spec.default_resources.as_ref());
             let meta = job.spec.template.metadata.as_ref();
             let whose = Whose {
@@ -110,11 +124,13 @@ impl Memory {
                 held: held.map(|text| only(why::plain("AfterJob", text))),
                 demand: None,
                 placed: BTreeMap::new(),
+                behind: None,
             };
             if it.held.is_none() && tasks > 0 {
                 // The numbers that they would get.
                 let id = serial.unwrap_or(self.serial + 1 + i as u64);
                 let mut terms = self.terms(job, u64::from(tasks) + live);
+                terms.priority = job.spec.priority.min(priority_max.unwrap_or(i32::MAX));
                 if fresh {
                     terms.created = millis(now);
                 }
@@ -122,6 +138,7 @@ impl Memory {
                 if let Some(demand) = terms.demand(id, &class, queue, tasks, live) {
                     it.demand = Some(demands.len());
                     demands.push(demand);
+                    of.push(format!("{}/{}", it.namespace, it.name));
                 }
             }
             supposed.push(it);
@@ -130,12 +147,18 @@ impl Memory {
             let Some(job) = self.jobs.get(serial) else {
                 continue;
             };
-            demands.extend(self.demand(*serial, job));
+            if let Some(demand) = self.demand(*serial, job) {
+                demands.push(demand);
+                of.push(format!("{}/{}", job.owner.namespace, job.owner.name));
+            }
         }
+        self.gangs.cut(known_names.0);
+        self.namespaces.cut(known_names.1);
         Trial {
             cluster,
             demands,
             jobs: supposed,
+            of,
             evictions: Vec::new(),
             names: self.holders.clone(),
             now: millis(now),
@@ -165,22 +188,35 @@ fn wanted(job: &Job, known: Option<&JobMem>) -> u32 {
 impl Trial {
     /// Runs cycles until nothing moves any more, and tells what became of the supposed Jobs.
     pub fn run(mut self) -> Value {
-        let of: BTreeMap<usize, usize> = self
+        let supposed: BTreeMap<u32, usize> = self
             .jobs
             .iter()
             .enumerate()
-            .filter_map(|(i, job)| Some((job.demand?, i)))
+            .filter_map(|(i, job)| Some((job.demand? as u32, i)))
             .collect();
+        // A demand's number here is its position.
+        let numbers: Vec<u64> = (0..self.demands.len() as u64).collect();
         loop {
             let outcome = cycle(&mut self.cluster, &self.demands, self.now, OPTIONS);
-            self.evictions
-                .extend(outcome.evictions.iter().map(|e| e.task));
+            for eviction in &outcome.evictions {
+                if let Some(i) = supposed.get(&eviction.demand) {
+                    self.evictions.push((eviction.task, *i));
+                }
+            }
             for placement in &outcome.placements {
-                let position = placement.demand as usize;
-                self.demands[position].count -= 1;
-                if let Some(i) = of.get(&position) {
+                let demand = &mut self.demands[placement.demand as usize];
+                demand.count -= 1;
+                demand.min = demand.min.saturating_sub(1);
+                if let Some(i) = supposed.get(&placement.demand) {
                     let node = self.cluster.node_name(placement.node).to_string();
                     *self.jobs[*i].placed.entry(node).or_default() += 1;
+                }
+            }
+            for waiting in &outcome.waiting {
+                if let Some(i) = supposed.get(&waiting.demand) {
+                    let behind = Behind::of(waiting.cause, &outcome.reservations, &numbers);
+                    let name = |at: u64| self.of[at as usize].clone();
+                    self.jobs[*i].behind = behind.map(|b| b.words(&name));
                 }
             }
             // What the limits of one cycle have held back, the next one decides.
@@ -192,8 +228,13 @@ impl Trial {
         let evictions: Vec<Value> = self
             .evictions
             .iter()
-            .filter_map(|task| self.names.get(task))
-            .map(|key| json!({"namespace": key.namespace(), "task": key.name()}))
+            .filter_map(|(task, i)| Some((self.names.get(task)?, &self.jobs[*i])))
+            .map(|(key, job)| {
+                json!({
+                    "namespace": key.namespace(), "task": key.name(),
+                    "for": {"namespace": job.namespace, "name": job.name},
+                })
+            })
             .collect();
         let jobs: Vec<Value> = self
             .jobs
@@ -224,7 +265,7 @@ fn told(cluster: &mut Cluster, job: Supposed) -> Value {
     if waiting > 0 {
         let reasons = job.held.unwrap_or_else(|| {
             let why = explain(cluster, &job.class, job.queue, job.together);
-            why::waiting_for(&why, &job.queue_name)
+            why::after(job.behind, why::waiting_for(&why, &job.queue_name))
         });
         answer["waitingFor"] = json!(reasons);
     }
@@ -239,10 +280,11 @@ mod tests {
 
     #[test]
     fn a_trial_goes_on_over_as_many_cycles_as_it_takes() {
+        let most = OPTIONS.placements;
         let mut cluster = Cluster::new();
         let amounts = |n: i64| BTreeMap::from([("cpu".to_string(), n)]);
         let node = NodeSpec {
-            allocatable: amounts(i64::from(OPTIONS.placements) * 2 + 1),
+            allocatable: amounts(i64::from(most) * 2 + 1),
             ready: true,
             ..NodeSpec::default()
         };
@@ -252,7 +294,7 @@ mod tests {
             requests: amounts(1),
             ..ClassSpec::default()
         });
-        let tasks = OPTIONS.placements * 3;
+        let tasks = most * 3;
         let job = Supposed {
             namespace: "a".into(),
             name: "j".into(),
@@ -264,11 +306,13 @@ mod tests {
             held: None,
             demand: Some(0),
             placed: BTreeMap::new(),
+            behind: None,
         };
         let trial = Trial {
             cluster,
             demands: vec![Demand::new(1, class, queue, tasks)],
             jobs: vec![job],
+            of: vec!["a/j".into()],
             evictions: Vec::new(),
             names: HashMap::new(),
             now: 0,
@@ -276,8 +320,8 @@ mod tests {
         };
         let told = trial.run();
         let job = &told["jobs"][0];
-        assert_eq!(job["placed"], OPTIONS.placements * 2 + 1);
-        assert_eq!(job["waiting"], OPTIONS.placements - 1);
+        assert_eq!(job["placed"], most * 2 + 1);
+        assert_eq!(job["waiting"], most - 1);
         assert_eq!(
             job["waitingFor"]["reasons"][0]["reason"],
             "InsufficientResource"

@@ -4,7 +4,7 @@ use rota_api::{Quantity, WaitReason, WaitingFor};
 use rota_scheduler::{Blocker, Change, Detached, Explanation, Taint};
 
 /// Most reasons that a status holds.
-pub(super) const REASONS_MAX: usize = 16;
+const REASONS_MAX: usize = 16;
 
 /// The `waitingFor` of an explanation; `queue` is the Job's.
 pub fn waiting_for(why: &Explanation, queue: &str) -> WaitingFor {
@@ -14,6 +14,15 @@ pub fn waiting_for(why: &Explanation, queue: &str) -> WaitingFor {
         smallest_change: why.change.as_ref().map(|c| change(c, queue)),
         estimated_start: None,
     }
+}
+
+/// The same with another reason before the others, if there is one.
+pub fn after(first: Option<WaitReason>, mut waiting: WaitingFor) -> WaitingFor {
+    if let Some(reason) = first {
+        waiting.reasons.insert(0, reason);
+        waiting.reasons.truncate(REASONS_MAX);
+    }
+    waiting
 }
 
 /// One reason.

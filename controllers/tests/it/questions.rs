@@ -1,6 +1,6 @@
 //! What the placement leader is asked over its line: `jobs/NAME/why` and `plans`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rota_api::names::{PATH_PLACEMENT_TUNNEL, SYSTEM_NAMESPACE, TUNNEL_UPGRADE};
@@ -8,7 +8,7 @@ use rota_apiserver::auth::User;
 use rota_controllers::runtime::{Failure, Rest};
 use serde_json::{Value, json};
 
-use crate::placement::{node, queue, submit, tasks, until_job};
+use crate::placement::{Agents, node, queue, run_on, submit, tasks, until_job};
 use crate::world::{JOBS, LIMIT, World, job};
 
 const PLANS: &str = "/apis/rota.dev/v1/namespaces/default/plans";
@@ -194,6 +194,41 @@ async fn a_plan_is_what_then_happens() {
     let more = json!({"apiVersion": "rota.dev/v1", "kind": "Job", "metadata": {"name": "there"}, "spec": {"completions": 3}});
     let plan = ask(|| world.admin.post(PLANS, &more), |_| true).await;
     assert_eq!(plan["jobs"][0]["tasks"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_tells_who_would_leave_and_what_starts_together() {
+    let world = World::start().await;
+    queue(&world, "default", json!({})).await;
+    node(&world, "n1", "4").await;
+    let _controllers = world.controllers("c", &["job", "placement"]);
+    let _agents = Agents::start(&world, run_on);
+    submit(&world, "low", "1", json!({"completions": 4})).await;
+    until_job(&world, "low", |j| j["status"]["running"] == 4).await;
+
+    let mut gang = cpu("gang", "1", 5);
+    gang["spec"]["gang"] = json!({});
+    gang["spec"]["priority"] = json!(9);
+    let plan = ask(|| world.admin.post(PLANS, &gang), |_| true).await;
+    assert_eq!(plan["jobs"][0]["placed"], 0, "five never fit");
+    assert_eq!(plan["evictions"], json!([]));
+
+    gang["spec"]["completions"] = json!(3);
+    let plan = ask(|| world.admin.post(PLANS, &gang), |_| true).await;
+    assert_eq!(plan["jobs"][0]["placed"], 3, "{plan}");
+    let leaving = plan["evictions"].as_array().unwrap();
+    let names: BTreeSet<&str> = leaving
+        .iter()
+        .map(|e| e["task"].as_str().unwrap())
+        .collect();
+    assert_eq!(names.len(), 3);
+    let there = tasks(&world).await;
+    let running = |name: &&str| there.iter().any(|t| t["metadata"]["name"] == **name);
+    assert!(names.iter().all(running), "{names:?}");
+    let whom = json!({"namespace": "default", "name": "gang"});
+    assert!(leaving.iter().all(|e| e["for"] == whom));
+    let kept = |t: &Value| t["metadata"]["deletionTimestamp"].is_null();
+    assert!(there.iter().all(kept), "nobody has left");
 }
 
 #[tokio::test(start_paused = true)]

@@ -80,3 +80,46 @@ fn the_same_run_twice_is_the_same_to_the_byte() {
         assert_eq!(log(order.name), log(order.name));
     }
 }
+
+#[test]
+fn easy_lets_through_what_delays_nobody_first() {
+    // Four processors. Job 2 needs all, from 100 on. Job 3 is over by then and may overtake it;
+    // job 4 is not, though it would fit now. Job 5 ends before its user said, which nobody knew.
+    let trace = swf(&[
+        (0, 100, 3, 100),
+        (1, 50, 4, 50),
+        (2, 30, 1, 98),
+        (2, 60, 1, 99),
+        (40, 1, 1, 200),
+    ]);
+    assert_eq!(
+        starts(&trace, 4, &settings("easy")),
+        [Some(0), Some(100), Some(2), Some(150), Some(150)]
+    );
+    let exact = Settings {
+        estimates: Estimates::Exact,
+        ..settings("easy")
+    };
+    // With the truth known, job 4 fits behind job 3, and job 5 behind that.
+    assert_eq!(
+        starts(&trace, 4, &exact),
+        [Some(0), Some(100), Some(2), Some(32), Some(92)]
+    );
+}
+
+#[test]
+fn run_times_are_learnt_from_what_ended() {
+    // The user says 1000 s and runs 10 s, so that after a while his jobs overtake.
+    let mut jobs: Vec<_> = (0..20).map(|i| (i * 10, 10, 1, 1000)).collect();
+    jobs.extend([(300, 100, 1, 100), (301, 10, 2, 1000), (302, 10, 1, 1000)]);
+    let trace = swf(&jobs);
+    let last = |estimates| {
+        let settings = Settings {
+            estimates,
+            ..settings("easy")
+        };
+        starts(&trace, 2, &settings)[22]
+    };
+    assert_eq!(last(Estimates::User), Some(410));
+    assert_eq!(last(Estimates::Learnt), Some(302));
+}
