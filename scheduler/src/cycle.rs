@@ -143,10 +143,20 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
         options,
     };
     pass.promises.renew(cluster, demands, &mut pass.ahead);
+    agenda.sequence(cluster, demands, now, &mut pass.budget);
     while let Some(turn) = agenda.next(cluster) {
         let unit = agenda.unit(turn.unit).clone();
+        if agenda.holds(turn.unit) {
+            pass.hold_back(cluster, &unit);
+            agenda.over(&turn, false);
+            continue;
+        }
+        let waiting = pass.outcome.waiting.len();
         let more = pass.turn(cluster, &unit, turn.most);
         agenda.over(&turn, more);
+        if pass.outcome.waiting.len() > waiting {
+            agenda.hold_nothing();
+        }
         if std::mem::take(&mut pass.overtaking) {
             agenda.overtake(cluster, demands);
         }
@@ -220,6 +230,17 @@ impl<'a> Pass<'a> {
             }
         }
         open
+    }
+
+    /// A unit for whose place a plan has a better use now. It may have a reservation all the same.
+    fn hold_back(&mut self, cluster: &mut Cluster, unit: &Unit) {
+        let wants: Vec<(u32, u32)> = unit
+            .demands
+            .iter()
+            .map(|position| (*position, self.min(*position).max(1)))
+            .collect();
+        self.reserve(cluster, &wants, Cause::Reserved);
+        self.blocked(unit, |_| Cause::Reserved);
     }
 
     /// The minimum of every demand of a gang, or nothing.

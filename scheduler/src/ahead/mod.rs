@@ -259,7 +259,7 @@ impl Ahead {
             .iter()
             .map(|need| allowed_profiles(cluster, need.class))
             .collect();
-        let mut free = slot.start > self.now && slot.start != NEVER;
+        let mut free = slot.start >= self.now && slot.start != NEVER;
         for (node, n, count) in &slot.places {
             let need = needs[*n as usize];
             let profile = cluster.nodes[*node as usize].profile;

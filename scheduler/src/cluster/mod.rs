@@ -30,6 +30,7 @@ use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
+use crate::sequence::Sizes;
 use crate::side::Side;
 use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator, Time};
 
@@ -93,6 +94,8 @@ pub struct Cluster {
     pub(crate) side: Side,
     /// Starts that conservative backfill has promised.
     pub(crate) promises: Promises,
+    /// What came lately.
+    pub(crate) sizes: Sizes,
     /// Of nodes that have devices, or had when they were last there.
     pub(crate) devices: FxMap<u32, NodeDevices>,
     pub(crate) typical: Typical,
@@ -132,6 +135,7 @@ impl Cluster {
             ports: FxMap::default(),
             side: Side::default(),
             promises: Promises::default(),
+            sizes: Sizes::default(),
             devices: FxMap::default(),
             typical: Typical::default(),
         }

@@ -11,4 +11,5 @@ mod preempt;
 mod random;
 mod side;
 mod stories;
+mod time;
 mod world;
