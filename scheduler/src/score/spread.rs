@@ -13,9 +13,15 @@ impl Score for Spread {
                 .saturating_sub(state.free[*resource as usize])
                 .saturating_add(*amount);
             if capacity > 0 {
-                // i128: capacities near i64::MAX must not overflow when scaled.
-                let share = i128::from(used) * i128::from(UNIT) / i128::from(capacity);
-                worst = worst.max(i64::try_from(share).unwrap_or(i64::MAX));
+                let share = match used.checked_mul(UNIT) {
+                    Some(scaled) => scaled / capacity,
+                    // Amounts near i64::MAX; dividing the wide type costs several times as much.
+                    None => {
+                        let share = i128::from(used) * i128::from(UNIT) / i128::from(capacity);
+                        i64::try_from(share).unwrap_or(i64::MAX)
+                    }
+                };
+                worst = worst.max(share);
             }
         }
         -worst
