@@ -7,8 +7,9 @@ pub(super) struct Spread;
 impl Score for Spread {
     fn score(&self, state: &StateView<'_>, requests: &[(u32, i64)]) -> i64 {
         let mut worst = 0;
+        let capacities = state.capacity();
         for (resource, amount) in requests {
-            let capacity = state.capacity[*resource as usize];
+            let capacity = capacities[*resource as usize];
             let used = capacity
                 .saturating_sub(state.free[*resource as usize])
                 .saturating_add(*amount);
