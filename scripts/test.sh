@@ -10,6 +10,7 @@ install_missing cc gcc libc6-dev
 install_protoc
 install_missing etcd etcd-server
 install_missing kubectl kubernetes-client
+old_kubectl "${CARGO_TARGET_DIR:-$PWD/target}/tools" || note "kubectl 1.20 is not to be had here: its test says that it is skipped"
 install_missing strace strace
 # Newer Rust installations leave these two out of the minimal profile.
 for component in rustfmt clippy; do

@@ -39,6 +39,31 @@ install_protoc() {
     || [ -e /usr/include/google/protobuf/empty.proto ] || install libprotobuf-dev
 }
 
+# Puts Debian's kubectl 1.20, the oldest that has to work, at the end of the PATH as kubectl-1.20,
+# beside whatever kubectl is installed. DIRECTORY keeps it for the next run.
+old_kubectl() {
+  local dir=$1
+  command -v kubectl-1.20 >/dev/null && return 0
+  # By its first line; kubectl of later versions prints another one.
+  kubectl version --client 2>/dev/null | grep -q 'GitVersion:"v1\.20' && return 0
+  if [ ! -x "$dir/kubectl-1.20" ]; then
+    command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 1
+    note "fetching kubectl 1.20"
+    local work; work=$(mktemp -d)
+    # Fetched and unpacked, not installed: the package would clash with a newer kubectl.
+    if (cd "$work" && chmod 755 . \
+        && { apt-get download kubernetes-client || { as_root apt-get update && apt-get download kubernetes-client; } } \
+        && dpkg -x kubernetes-client_*.deb x) >"$work/log" 2>&1 \
+      && "$work/x/usr/bin/kubectl" version --client | grep -q 'GitVersion:"v1\.20'; then
+      mkdir -p "$dir"; mv "$work/x/usr/bin/kubectl" "$dir/kubectl-1.20"; rm -rf "$work"
+    else
+      tail -3 "$work/log" >&2; rm -rf "$work"
+      return 1
+    fi
+  fi
+  export PATH="$PATH:$dir"
+}
+
 need_cargo() {
   command -v cargo >/dev/null && return 0
   # rustup's own place, which a shell that did not read the profile does not know.

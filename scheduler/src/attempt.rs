@@ -3,33 +3,37 @@
 use crate::agenda::head_room;
 use crate::cluster::{Cluster, NodeId};
 use crate::cycle::{Cause, Eviction, Placement};
-use crate::place::{Ask, Budget, Veto, fits_somewhere, place};
+use crate::mutant::{Mutant, mutant};
+use crate::place::{Ask, Budget, Veto, fits_somewhere, place, place_on};
 use crate::preempt::{self, Want};
 use crate::spec::{Demand, Time};
 
 pub(crate) struct Attempt<'a> {
     demands: &'a [Demand],
     now: Time,
+    restart: Time,
     pub placements: Vec<Placement>,
     pub evictions: Vec<Eviction>,
 }
 
 impl<'a> Attempt<'a> {
-    pub fn new(demands: &'a [Demand], now: Time) -> Self {
+    pub fn new(demands: &'a [Demand], now: Time, restart: Time) -> Self {
         Attempt {
             demands,
             now,
+            restart,
             placements: Vec::new(),
             evictions: Vec::new(),
         }
     }
 
-    /// Places `want` tasks of a demand; what fits stays in the attempt also when it is not all.
+    /// Places `want` tasks of a demand, on the `first` nodes where they fit; what fits stays in the
+    /// attempt also when it is not all.
     pub fn place(
         &mut self,
         cluster: &mut Cluster,
-        position: u32,
-        want: u32,
+        (position, want): (u32, u32),
+        first: &[u32],
         vetoes: &[&dyn Veto],
         budget: &mut Budget,
     ) -> Result<(), Cause> {
@@ -60,14 +64,22 @@ impl<'a> Attempt<'a> {
             count: allowed,
         };
         let placements = &mut self.placements;
-        let count = place(cluster, ask, vetoes, budget, |node, task| {
+        let mut placed = |node, task| {
             placements.push(Placement {
                 demand: position,
                 node,
                 task,
                 waits: false,
             });
-        });
+        };
+        let mut count = place_on(cluster, ask, first, vetoes, budget, &mut placed);
+        if count < allowed {
+            let rest = Ask {
+                count: allowed - count,
+                ..ask
+            };
+            count += place(cluster, rest, vetoes, budget, &mut placed);
+        }
         cluster.tasks.runs.drop_unused(run);
         if count == want {
             Ok(())
@@ -102,6 +114,7 @@ impl<'a> Attempt<'a> {
             count: want,
             queue,
             priority: demand.priority,
+            restart: self.restart,
             demand,
         };
         let found = preempt::victims(cluster, &asked, self.now, victims, budget, vetoes);
@@ -118,6 +131,9 @@ impl<'a> Attempt<'a> {
         let shape = cluster.classes.all[class as usize].shape;
         let (run, _) = cluster.tasks.runs.intern(demand.starts(self.now));
         for (node, count) in room.places {
+            if mutant(Mutant::EvictForNobody) {
+                break;
+            }
             let placements = &mut self.placements;
             cluster.take(node, queue, shape, run, count, |task| {
                 placements.push(Placement {
@@ -140,6 +156,9 @@ impl<'a> Attempt<'a> {
 
     /// Takes everything back.
     pub fn undo(self, cluster: &mut Cluster) {
+        if mutant(Mutant::LoseUndo) {
+            return;
+        }
         for placement in self.placements.iter().rev() {
             cluster.release(placement.task);
         }

@@ -4,11 +4,12 @@
 //! disagree: there is no second decision.
 
 use crate::agenda::{Agenda, Unit};
-use crate::ahead::{Ahead, Need};
+use crate::ahead::{Ahead, Need, Pick, Promises};
 use crate::attempt::Attempt;
 use crate::cluster::{Cluster, NodeId, TaskId};
+use crate::mutant::{Mutant, mutant};
 use crate::place::{Budget, Veto};
-use crate::spec::{Backfill, Demand, Time};
+use crate::spec::{Backfill, Demand, NEVER, Order, Time};
 
 /// Reservations of one cycle at most; under conservative backfill each costs a look at the nodes.
 const RESERVATIONS_MAX: usize = 1000;
@@ -27,6 +28,8 @@ pub struct Options {
     /// A demand that waits longer than this may keep newcomers off nodes even if nobody knows when
     /// these will be free.
     pub patience: Time,
+    /// What an eviction costs a task besides the work that is lost: its stop and its new start.
+    pub restart: Time,
 }
 
 impl Default for Options {
@@ -36,6 +39,7 @@ impl Default for Options {
             placements: u32::MAX,
             evictions: u32::MAX,
             patience: Time::MAX,
+            restart: 0,
         }
     }
 }
@@ -132,15 +136,32 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
             spent: 0,
         },
         ahead: Ahead::new(now),
+        promises: std::mem::take(&mut cluster.promises),
+        overtaking: false,
         demands,
         now,
         options,
     };
+    pass.promises.renew(cluster, demands, &mut pass.ahead);
+    agenda.sequence(cluster, demands, now, &mut pass.budget);
     while let Some(turn) = agenda.next(cluster) {
         let unit = agenda.unit(turn.unit).clone();
+        if agenda.holds(turn.unit) {
+            pass.hold_back(cluster, &unit);
+            agenda.over(&turn, false);
+            continue;
+        }
+        let waiting = pass.outcome.waiting.len();
         let more = pass.turn(cluster, &unit, turn.most);
         agenda.over(&turn, more);
+        if pass.outcome.waiting.len() > waiting {
+            agenda.hold_nothing();
+        }
+        if std::mem::take(&mut pass.overtaking) {
+            agenda.overtake(cluster, demands);
+        }
     }
+    cluster.promises = pass.promises;
     pass.outcome.units = pass.budget.spent;
     pass.outcome
 }
@@ -156,6 +177,9 @@ struct Pass<'a> {
     /// Of gangs: the minimum is placed.
     started: Vec<bool>,
     ahead: Ahead,
+    promises: Promises,
+    /// The first reservation was made just now: what follows can only overtake.
+    overtaking: bool,
     outcome: Outcome,
 }
 
@@ -167,6 +191,10 @@ impl<'a> Pass<'a> {
         let room = self.room();
         if self.budget.left == 0 || room == 0 {
             return self.blocked(unit, |_| Cause::Budget);
+        }
+        for position in &unit.demands {
+            let id = self.demands[*position as usize].id;
+            self.promises.withdraw(id, &mut self.ahead);
         }
         if whole {
             return self.start_gang(cluster, unit);
@@ -204,6 +232,17 @@ impl<'a> Pass<'a> {
         open
     }
 
+    /// A unit for whose place a plan has a better use now. It may have a reservation all the same.
+    fn hold_back(&mut self, cluster: &mut Cluster, unit: &Unit) {
+        let wants: Vec<(u32, u32)> = unit
+            .demands
+            .iter()
+            .map(|position| (*position, self.min(*position).max(1)))
+            .collect();
+        self.reserve(cluster, &wants, Cause::Reserved);
+        self.blocked(unit, |_| Cause::Reserved);
+    }
+
     /// The minimum of every demand of a gang, or nothing.
     fn start_gang(&mut self, cluster: &mut Cluster, unit: &Unit) -> bool {
         let total: u64 = unit.demands.iter().map(|p| u64::from(self.min(*p))).sum();
@@ -220,7 +259,9 @@ impl<'a> Pass<'a> {
         // A gang that a whole cycle's budget does not suffice for would never start otherwise.
         let budget = idle.then_some(u64::MAX);
         let (attempt, answer) = self.attempt(cluster, &wants, budget);
-        if let Err((at, cause)) = answer {
+        if let Err((at, cause)) = answer
+            && !mutant(Mutant::PartOfGang)
+        {
             attempt.undo(cluster);
             if self.push_aside_for_gang(cluster, &wants, cause) {
                 return self.gang_started(unit);
@@ -252,14 +293,20 @@ impl<'a> Pass<'a> {
             left: budget.unwrap_or(self.budget.left),
             spent: 0,
         };
-        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
         let mut answer = Ok(());
         for (position, want) in wants {
             let demand = &self.demands[*position as usize];
             let end_max = demand.starts(self.now).end_max;
-            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let reserved = (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation))
+                .then(|| self.ahead.veto(end_max));
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
-            if let Err(cause) = attempt.place(cluster, *position, *want, &vetoes, &mut budget) {
+            let first = match reserved.is_some() && pick(cluster, demand) == Pick::Latest {
+                true => self.ahead.reserved_nodes(),
+                false => Vec::new(),
+            };
+            let placed = attempt.place(cluster, (*position, *want), &first, &vetoes, &mut budget);
+            if let Err(cause) = placed {
                 answer = Err((*position, cause));
                 break;
             }
@@ -276,11 +323,12 @@ impl<'a> Pass<'a> {
         while left > 0 && self.may_evict(cause) {
             let demand = &self.demands[position as usize];
             let count = step.min(left);
-            let mut attempt = Attempt::new(self.demands, self.now);
-            let reserved = (!self.ahead.is_empty()).then(|| {
-                let end_max = demand.starts(self.now).end_max;
-                self.ahead.veto(end_max)
-            });
+            let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
+            let reserved =
+                (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation)).then(|| {
+                    let end_max = demand.starts(self.now).end_max;
+                    self.ahead.veto(end_max)
+                });
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
             let victims = self.victims_max(cluster, position);
             let budget = &mut self.budget;
@@ -314,14 +362,15 @@ impl<'a> Pass<'a> {
         if !self.may_evict(cause) {
             return false;
         }
-        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
         let mut budget = self.budget;
         let whole = wants.iter().all(|(position, want)| {
             let demand = &self.demands[*position as usize];
             let end_max = demand.starts(self.now).end_max;
-            let reserved = (!self.ahead.is_empty()).then(|| self.ahead.veto(end_max));
+            let reserved = (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation))
+                .then(|| self.ahead.veto(end_max));
             let vetoes: Vec<&dyn Veto> = reserved.iter().map(|v| v as &dyn Veto).collect();
-            let answer = attempt.place(cluster, *position, *want, &vetoes, &mut budget);
+            let answer = attempt.place(cluster, (*position, *want), &[], &vetoes, &mut budget);
             let left = want - attempt.placed(*position);
             let used = u32::try_from(attempt.evictions.len()).unwrap_or(u32::MAX);
             let victims = self.victims_max(cluster, *position).saturating_sub(used);
@@ -373,7 +422,9 @@ impl<'a> Pass<'a> {
         let demand = &self.demands[*first as usize];
         let queue = &cluster.queues[demand.queue.0 as usize];
         let made = self.outcome.reservations.len();
-        let may = match queue.spec.as_ref().map(|s| s.backfill) {
+        let backfill = queue.spec.as_ref().map(|s| s.backfill);
+        let conservative = backfill == Some(Backfill::Conservative);
+        let may = match backfill {
             None | Some(Backfill::Off) => false,
             Some(Backfill::Easy) => made == 0,
             Some(Backfill::Conservative) => made < RESERVATIONS_MAX,
@@ -392,7 +443,9 @@ impl<'a> Pass<'a> {
                 }
             })
             .collect();
-        let known = self.ahead.earliest(cluster, &needs, &[], &mut self.budget);
+        let budget = &mut self.budget;
+        let pick = pick(cluster, demand);
+        let known = self.ahead.earliest(cluster, &needs, pick, &[], budget);
         let waited = self.now.saturating_sub(demand.created);
         let slot = match known {
             // It fits as far as amounts go, and was refused for another reason: keeping others off
@@ -403,7 +456,13 @@ impl<'a> Pass<'a> {
             None => None,
         };
         if let Some(slot) = slot {
-            self.ahead.reserve(cluster, &slot, &needs);
+            self.overtaking = made == 0;
+            if conservative && slot.start != NEVER {
+                let ahead = &mut self.ahead;
+                self.promises.give(cluster, demand.id, &slot, &needs, ahead);
+            } else {
+                self.ahead.reserve(cluster, &slot, &needs, 0);
+            }
             let places = slot.places.iter();
             self.outcome.reservations.push(Reservation {
                 demand: *first,
@@ -445,5 +504,15 @@ impl<'a> Pass<'a> {
             self.outcome.placements.push(placement);
         }
         self.outcome.evictions.extend(attempt.evictions);
+    }
+}
+
+/// How reservations for a queue choose nodes. Under [`Order::Fifo`] as in the textbook; otherwise
+/// so that they are least in the way of others.
+fn pick(cluster: &Cluster, demand: &Demand) -> Pick {
+    let queue = &cluster.queues[demand.queue.0 as usize];
+    match queue.spec.as_ref().map(|s| s.order) {
+        None | Some(Order::Fifo) => Pick::Lowest,
+        Some(_) => Pick::Latest,
     }
 }

@@ -1,6 +1,7 @@
 //! Filter: may a task of this class be on a node with this profile, and how many fit.
 
 use crate::cluster::profiles::Profile;
+use crate::mutant::{Mutant, mutant};
 use crate::spec::{Effect, Taint, Toleration};
 
 /// What a class asks of node labels, in atoms (see [`crate::cluster::profiles`]).
@@ -55,10 +56,11 @@ pub(crate) fn blocking_taint<'a>(
     tolerations: &[Toleration],
     profile: &'a Profile,
 ) -> Option<&'a Taint> {
-    profile
-        .taints
-        .iter()
-        .find(|t| t.effect != Effect::PreferNoSchedule && !tolerated(tolerations, t))
+    profile.taints.iter().find(|t| {
+        t.effect != Effect::PreferNoSchedule
+            && !tolerated(tolerations, t)
+            && !mutant(Mutant::IgnoreTaint)
+    })
 }
 
 /// Whether other nodes should be tried first.

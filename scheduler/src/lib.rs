@@ -17,6 +17,10 @@
 //! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
+// Unit tests share a module with the integration tests, which know this crate by its name.
+#[cfg(test)]
+extern crate self as rota_scheduler;
+
 mod agenda;
 mod ahead;
 mod attempt;
@@ -28,19 +32,22 @@ pub mod estimate;
 mod explain;
 mod fair;
 mod filter;
+pub mod forecast;
 mod index;
 mod intern;
+mod mutant;
 mod order;
 mod place;
 #[allow(dead_code)]
 mod preempt;
 pub mod score;
+mod sequence;
 mod side;
 mod spec;
 
 pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};
 pub use cycle::{Cause, Eviction, Options, Outcome, Placement, Reservation, Waiting, cycle};
-pub use explain::{Blocker, Change, Explanation, explain};
+pub use explain::{Blocker, Change, Explanation, HOLDERS_MAX, Holder, explain};
 pub use fair::standing::{Standing, standings};
 pub use spec::{
     Backfill, Class, ClassSpec, DEVICE, Demand, Effect, Expression, NEVER, NodeSpec, NodeTerm,

@@ -19,3 +19,11 @@ pub(crate) fn within(rule: Order, a: &Demand, b: &Demand) -> Ordering {
         Order::Fair | Order::Priority => b.priority.cmp(&a.priority).then_with(by_age),
     }
 }
+
+/// The same among demands that can only overtake one that has a reservation: of equal priority the
+/// shortest first, because each start in a gap keeps the others out of it for as long as it runs.
+pub(crate) fn overtaking(a: &Demand, b: &Demand) -> Ordering {
+    let by_age = || (a.created, a.id).cmp(&(b.created, b.id));
+    let by_run = a.run.cmp(&b.run);
+    b.priority.cmp(&a.priority).then(by_run).then_with(by_age)
+}

@@ -7,6 +7,7 @@ use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::filter::{self, PREFERENCE_MAX};
 use crate::index::Index;
+use crate::mutant::{Mutant, mutant};
 use crate::score::fragmentation::Outlook;
 use crate::score::{self, Fill, Score, StateView};
 use crate::side;
@@ -24,6 +25,9 @@ const _: () = assert!(PREFER * (2 * PREFERENCE_MAX + 1) < SHUN);
 /// Demands of at most this many tasks, the first time their class is met, are placed by a plain
 /// scan: building an index only pays when the class comes again.
 pub(crate) const SCAN_TASKS_MAX: u32 = 2;
+/// Of nodes alike, those with the lowest numbers are taken first, among so many: the same cluster
+/// is filled the same way whatever happened before, and large gaps stay at the other end.
+const NEAR: usize = 128;
 
 /// What is left of the cycle's budget.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +114,7 @@ fn place_by(
             let Some(state) = best else {
                 break;
             };
-            let node = cluster.states.head[state as usize];
+            let node = lowest(&cluster.states, state);
             cluster.take(node, queue, shape_id, run, 1, |task| {
                 placed(NodeId(node), task);
             });
@@ -146,7 +150,7 @@ fn place_by(
         if plain {
             // The last node of the batch may take fewer; the others of the state stay for the next demand.
             while left > 0 && cluster.states.is_live(best.state) {
-                let node = cluster.states.head[state as usize];
+                let node = lowest(&cluster.states, state);
                 let n = per_node.min(left);
                 cluster.take(node, queue, shape_id, run, n, |task| {
                     placed(NodeId(node), task);
@@ -158,9 +162,19 @@ fn place_by(
                 }
             }
         } else {
-            let mut node = cluster.states.head[state as usize];
-            while left > 0 && node != NONE {
-                let next = cluster.states.next_node(node);
+            let mut near: Vec<u32> = nodes(&cluster.states, state).take(NEAR).collect();
+            let mut far = near.last().map_or(NONE, |n| cluster.states.next_node(*n));
+            near.sort_unstable_by_key(|node| std::cmp::Reverse(*node));
+            // One was placed, and the state has to be looked at again before the next.
+            let mut again = false;
+            while left > 0 {
+                let node = near.pop().unwrap_or(far);
+                if node == NONE {
+                    break;
+                }
+                if node == far {
+                    far = cluster.states.next_node(node);
+                }
                 budget.spend(1);
                 let n = allowed(cluster, vetoes, &shape, node, class, per_node.min(left));
                 if n > 0 {
@@ -169,14 +183,14 @@ fn place_by(
                     });
                     left -= n;
                     if single {
+                        again = true;
                         break;
                     }
                 }
-                node = next;
             }
             // What is still in the state may not be used: look behind it.
             if left > 0
-                && !(single && node != NONE)
+                && !again
                 && cluster.states.is_live(best.state)
                 && let Some(entry) = index.set_aside()
             {
@@ -192,6 +206,69 @@ fn place_by(
     count - left
 }
 
+/// Places up to `ask.count` tasks on the nodes named, in their order; returns how many were placed.
+/// Tasks with rules about other tasks are none of its business: it places none of them.
+pub(crate) fn place_on(
+    cluster: &mut Cluster,
+    ask: Ask,
+    nodes: &[u32],
+    vetoes: &[&dyn Veto],
+    budget: &mut Budget,
+    mut placed: impl FnMut(NodeId, TaskId),
+) -> u32 {
+    if Rules::of(cluster, ask.class).is_some() {
+        return 0;
+    }
+    let entry = &mut cluster.classes.all[ask.class as usize];
+    entry.learn(&cluster.profiles);
+    let shape_id = entry.shape;
+    let shape = cluster.tasks.shapes.get(shape_id).clone();
+    let mut left = ask.count;
+    for node in nodes {
+        let state = cluster.states.of_node[*node as usize];
+        if left == 0 || budget.left == 0 {
+            break;
+        }
+        budget.spend(1);
+        if state == NONE {
+            continue;
+        }
+        let entry = &cluster.classes.all[ask.class as usize];
+        let profile = cluster.states.profile[state as usize] as usize;
+        let (states, profiles) = (&cluster.states, &cluster.profiles.all);
+        let fit = states.room(profiles, state, &shape.requests).min(left);
+        if fit == 0 || !entry.suits.contains(profile) || entry.shuns.contains(profile) {
+            continue;
+        }
+        let n = allowed(cluster, vetoes, &shape, *node, ask.class, fit);
+        if n > 0 {
+            cluster.take(*node, ask.queue, shape_id, ask.run, n, |task| {
+                placed(NodeId(*node), task);
+            });
+            left -= n;
+        }
+    }
+    ask.count - left
+}
+
+/// Nodes of a state.
+fn nodes(states: &States, state: u32) -> impl Iterator<Item = u32> + '_ {
+    let mut at = states.head[state as usize];
+    std::iter::from_fn(move || {
+        let node = at;
+        (node != NONE).then(|| {
+            at = states.next_node(node);
+            node
+        })
+    })
+}
+
+/// The node of a live state to take first.
+fn lowest(states: &States, state: u32) -> u32 {
+    let near = nodes(states, state).take(NEAR);
+    near.min().unwrap_or(states.head[state as usize])
+}
+
 /// How many of `want` tasks the node may take, by fixed ports and by every veto.
 pub(crate) fn allowed(
     cluster: &Cluster,
@@ -202,7 +279,7 @@ pub(crate) fn allowed(
     want: u32,
 ) -> u32 {
     let mut n = want;
-    if !shape.ports.is_empty() {
+    if !shape.ports.is_empty() && !mutant(Mutant::IgnorePort) {
         let taken = |port: &u16| cluster.ports.contains_key(&(node, *port));
         n = if shape.ports.iter().any(taken) {
             0

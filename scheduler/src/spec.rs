@@ -269,9 +269,12 @@ pub enum Backfill {
 /// Whether a queue takes back from others what it is owed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Reclaim {
-    /// Tasks of queues that hold more than they are owed are evicted.
+    /// Tasks of queues that hold more than their guarantee are evicted for what its own guarantee
+    /// is short of.
     #[default]
     PreemptBorrowers,
+    /// The same, and also until its share by weight is level with its sisters'.
+    PreemptToShare,
     /// It waits until they end.
     WhenIdle,
 }
@@ -298,7 +301,8 @@ pub struct QueueSpec {
     pub policy: Policy,
     /// What goes out of order.
     pub backfill: Backfill,
-    /// Past use counts half after this long; 0: it does not count.
+    /// Past use counts half after this long; 0: as in the queue above, and at the top it does not
+    /// count.
     pub half_life: Time,
 }
 

@@ -159,6 +159,9 @@ pub struct Journal {
     file: File,
     bytes: u64,
     buffer: Vec<u8>,
+    /// The file may lack what was written to it, and nothing more goes into it. After a failed sync
+    /// the kernel may have dropped the pages, and a second sync of the same file would say "done".
+    broken: bool,
 }
 
 impl Journal {
@@ -181,6 +184,7 @@ impl Journal {
             file,
             bytes: sound,
             buffer: Vec::new(),
+            broken: false,
         };
         if state.boot_id != boot_id {
             line(
@@ -212,21 +216,31 @@ impl Journal {
         line(&Record::Ack(ids.to_vec()), &mut self.buffer);
     }
 
-    /// Writes what is queued, synced when asked. On an error everything stays queued.
+    /// Writes what is queued, synced when asked. After an error nothing of it counts as written: it
+    /// stays queued, unless the journal [is broken](Self::is_broken).
     pub fn flush(&mut self, sync: bool) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("the journal has to be written anew"));
+        }
         if !self.buffer.is_empty() {
             if let Err(e) = self.file.write_all(&self.buffer) {
                 // Part of it may be there; cut it off so that the retry does not follow a torn line.
-                let _ = self.file.set_len(self.bytes);
+                self.broken = self.file.set_len(self.bytes).is_err();
                 return Err(e);
             }
             self.bytes += self.buffer.len() as u64;
             self.buffer.clear();
         }
-        if sync {
-            self.file.sync_data()?;
+        if sync && let Err(e) = self.file.sync_data() {
+            self.broken = true;
+            return Err(e);
         }
         Ok(())
+    }
+
+    /// Whether only [`compact`](Self::compact) helps: a failed sync is never tried again in place.
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Whether a rewrite pays.
@@ -234,7 +248,8 @@ impl Journal {
         self.bytes > COMPACT_BYTES
     }
 
-    /// Replaces the file by one that holds only this state.
+    /// Replaces the file by a new, synced one that holds only this state, which must include what
+    /// is queued.
     pub fn compact<'a>(
         &mut self,
         boot_id: &str,
@@ -262,12 +277,16 @@ impl Journal {
             .open(&temporary)?;
         file.write_all(&out)?;
         file.sync_data()?;
+        // From here until the end, the open file may no longer be the one that a successor reads.
+        self.broken = true;
         std::fs::rename(&temporary, &self.path)?;
         if let Some(dir) = self.path.parent() {
             File::open(dir)?.sync_all()?;
         }
         self.file = OpenOptions::new().append(true).open(&self.path)?;
         self.bytes = out.len() as u64;
+        self.buffer.clear();
+        self.broken = false;
         Ok(())
     }
 }
@@ -367,5 +386,25 @@ mod tests {
         let (s, _) = read(dir.path()).unwrap();
         assert_eq!(s.running.len(), 1);
         assert!(s.exits.is_empty());
+    }
+
+    #[test]
+    fn a_failed_sync_is_not_tried_again_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut j, _) = Journal::open(dir.path(), "b").unwrap();
+        // Takes every write and cannot be synced.
+        let null = OpenOptions::new().append(true).open("/dev/null").unwrap();
+        let sound = std::mem::replace(&mut j.file, null);
+        j.exit(&exit("e"));
+        assert!(j.flush(true).is_err() && j.is_broken());
+        // This one could be synced, but what was written may be missing from it.
+        j.file = sound;
+        j.start(&start("r"));
+        assert!(j.flush(true).is_err());
+        j.compact("b", [start("r")].into_iter(), [exit("e")].iter())
+            .unwrap();
+        j.flush(true).unwrap();
+        let (s, _) = read(dir.path()).unwrap();
+        assert_eq!((s.running.len(), s.exits.len()), (1, 1));
     }
 }

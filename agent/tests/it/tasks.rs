@@ -13,6 +13,18 @@ struct Agent {
     handle: JoinHandle<Result<(), AgentError>>,
 }
 
+/// A server, and a directory for agents of one machine.
+async fn place() -> (Fake, tempfile::TempDir) {
+    (Fake::start().await, tempfile::tempdir().unwrap())
+}
+
+/// The same with an ordinary agent at work.
+async fn scene() -> (Fake, tempfile::TempDir, Agent) {
+    let (fake, dir) = place().await;
+    let agent = start(&fake, &dir, |_| {});
+    (fake, dir, agent)
+}
+
 fn start(fake: &Fake, dir: &tempfile::TempDir, edit: impl FnOnce(&mut AgentConfig)) -> Agent {
     let mut config = AgentConfig::new(&fake.url, "n", dir.path().join("node"), crate::supervisor());
     config.control_groups = false;
@@ -44,7 +56,7 @@ fn sh(script: &str) -> serde_json::Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn registers_and_runs_tasks() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let (fake, dir) = place().await;
     fake.add_task("before", sh("exit 0"));
     let agent = start(&fake, &dir, |c| c.pool = Some("p".into()));
     fake.until_phase("before", "Succeeded").await;
@@ -112,8 +124,7 @@ async fn registers_and_runs_tasks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_running_with_ports_and_stops_on_deletion() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     let mut service = sh("trap 'exit 0' TERM; echo port $PORT_HTTP; while :; do sleep 0.05; done");
     service["ports"] = json!([{"name": "http", "port": 0}]);
     service["restartPolicy"] = json!("Always");
@@ -146,8 +157,7 @@ async fn reports_running_with_ports_and_stops_on_deletion() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_in_place() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     let mut spec = sh("if [ -e once ]; then exit 0; fi; touch once; exit 3");
     spec["restartPolicy"] = json!("OnFailure");
     fake.add_task("r", spec);
@@ -161,8 +171,7 @@ async fn restarts_in_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_survive_the_agent_and_exits_are_reported_once() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task(
         "long",
         sh("while ! [ -e stop ]; do sleep 0.05; done; exit 5"),
@@ -204,8 +213,7 @@ async fn tasks_survive_the_agent_and_exits_are_reported_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statuses_wait_for_the_server() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task("t", sh("while ! [ -e stop ]; do sleep 0.05; done; exit 2"));
     fake.until_phase("t", "Running").await;
     fake.down.store(true, Ordering::SeqCst);
@@ -219,8 +227,7 @@ async fn statuses_wait_for_the_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_higher_epoch_stops_older_tasks() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task("old", sh("trap '' TERM; while :; do sleep 0.05; done"));
     fake.until_phase("old", "Running").await;
     fake.edit(
@@ -240,8 +247,7 @@ async fn a_higher_epoch_stops_older_tasks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vanished_task_is_stopped() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task("t", sh("exec sleep 1000"));
     let pid = fake.until_phase("t", "Running").await["pid"]
         .as_i64()
@@ -256,7 +262,7 @@ async fn a_vanished_task_is_stopped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_the_agent_takes_tasks_along_or_keeps_them() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let (fake, dir) = place().await;
     let agent = start(&fake, &dir, |c| c.on_exit = OnExit::Keep);
     fake.add_task("t", sh("exec sleep 1000"));
     let pid = fake.until_phase("t", "Running").await["pid"]
@@ -283,8 +289,7 @@ async fn the_end_of_the_agent_takes_tasks_along_or_keeps_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_supervisor_may_die() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task("t", sh("while ! [ -e stop ]; do sleep 0.05; done; exit 4"));
     let pid = fake.until_phase("t", "Running").await["pid"]
         .as_i64()
@@ -323,7 +328,7 @@ async fn the_supervisor_may_die() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_go_in_few_requests() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let (fake, dir) = place().await;
     let agent = start(&fake, &dir, |c| {
         c.resources.insert("cpu".into(), "64".parse().unwrap());
     });
@@ -363,8 +368,7 @@ async fn many_tasks_go_in_few_requests() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn told_to_end_without_a_server_it_still_stops_its_tasks() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task("t", sh("exec sleep 1000"));
     let pid = fake.until_phase("t", "Running").await["pid"]
         .as_i64()
@@ -384,8 +388,7 @@ async fn told_to_end_without_a_server_it_still_stops_its_tasks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_supervisor_that_drains_gets_no_starts() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task("t", sh("while ! [ -e stop ]; do sleep 0.05; done; exit 2"));
     fake.until_phase("t", "Running").await;
     agent.vanish().await;
@@ -407,8 +410,7 @@ async fn a_supervisor_that_drains_gets_no_starts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_deleted_comes_back_with_a_higher_epoch() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     fake.add_task("old", sh("exec sleep 1000"));
     fake.until_phase("old", "Running").await;
     fake.remove("/api/v1/nodes/n");
@@ -425,8 +427,7 @@ async fn a_node_that_was_deleted_comes_back_with_a_higher_epoch() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_of_an_earlier_agent_is_stopped_as_its_template_says() {
-    let (fake, dir) = (Fake::start().await, tempfile::tempdir().unwrap());
-    let agent = start(&fake, &dir, |_| {});
+    let (fake, dir, agent) = scene().await;
     let mut spec = sh("trap 'exit 9' USR1; while :; do sleep 0.02; done");
     spec["killSignal"] = json!("SIGUSR1");
     fake.add_task("t", spec);

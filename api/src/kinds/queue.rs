@@ -123,6 +123,8 @@ pub enum ReclaimPolicy {
     /// Tasks of queues above their own guarantee are evicted for it.
     #[default]
     PreemptBorrowers,
+    /// The same, and also until its share by weight is level with its siblings'.
+    PreemptToShare,
     /// It waits until what they hold becomes free.
     WhenIdle,
 }

@@ -8,17 +8,25 @@
 //!
 //! Two lanes of writes are on their way at the same time: creates, which somebody waits for, and
 //! everything else, so that folding and removing never hold back a start.
+//!
+//! Between two cycles placement answers questions about what it would do ([`questions`]).
 
 mod ask;
 mod body;
 pub mod book;
 pub mod decide;
 pub mod fold;
+mod gang;
+mod line;
 pub mod memory;
 pub mod need;
+mod outlook;
 mod promise;
+pub mod questions;
 pub mod rules;
+mod shares;
 mod status;
+pub mod trial;
 pub mod why;
 
 use std::collections::BTreeMap;
@@ -30,9 +38,11 @@ use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Node;
 use rota_api::{Job, JobLedger, JobRevision, Queue, Task};
 use serde_json::Value;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::decide::{Answer, Op, Write};
+use self::line::Asked;
 use self::memory::Memory;
 use crate::runtime::{
     BY_JOB_UID, Context, Failure, Informer, Informers, Rest, Subscription, backoff,
@@ -71,7 +81,9 @@ pub async fn run(ctx: Context) -> Result<(), Failure> {
     let Some((feeds, memory)) = opened.transpose()? else {
         return Ok(());
     };
-    let mut desk = Desk::new(ctx, feeds, memory);
+    let (line, asked) = line::open(&ctx);
+    let _line = line;
+    let mut desk = Desk::new(ctx, feeds, memory, asked);
     desk.take_changes();
     desk.memory.complete();
     desk.work().await
@@ -162,6 +174,7 @@ struct Desk {
     feeds: Feeds,
     memory: Memory,
     sent: FuturesUnordered<BoxFuture<'static, Answered>>,
+    asked: mpsc::Receiver<Asked>,
     create: Pace,
     tidy: Pace,
     job_status: Instant,
@@ -169,12 +182,13 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(ctx: Context, feeds: Feeds, memory: Memory) -> Self {
+    fn new(ctx: Context, feeds: Feeds, memory: Memory, asked: mpsc::Receiver<Asked>) -> Self {
         Desk {
             ctx,
             feeds,
             memory,
             sent: FuturesUnordered::new(),
+            asked,
             create: Pace::new(),
             tidy: Pace::new(),
             job_status: Instant::now(),
@@ -186,16 +200,25 @@ impl Desk {
         loop {
             self.act();
             let wake = self.next_wake();
+            let mut question = None;
             tokio::select! {
                 biased;
                 _ = self.ctx.stop.cancelled() => return Ok(()),
                 Some((lane, answers)) = self.sent.next(), if !self.sent.is_empty() => {
                     self.take_answers(lane, answers)?;
                 }
+                Some(asked) = self.asked.recv() => question = Some(asked),
                 _ = self.feeds.ready() => {}
                 _ = tokio::time::sleep_until(wake) => {}
             }
+            // Read before the changes are taken, so that those are all in the answer.
+            let version = question.is_some().then(|| line::seen(&self.ctx.informers));
             self.take_changes();
+            if let (Some(asked), Some(version)) = (question, version) {
+                self.decide();
+                let now = self.ctx.clock.now();
+                asked.answer(&mut self.memory, version, now);
+            }
         }
     }
 
@@ -248,12 +271,17 @@ impl Desk {
         Ok(())
     }
 
+    /// Decides again about Jobs that changed.
+    fn decide(&mut self) {
+        let cache = self.feeds.tasks.cache();
+        let tasks_of = |uid: &str| cache.by(BY_JOB_UID, uid);
+        self.memory.decide(&tasks_of, self.ctx.clock.now());
+    }
+
     /// Decides, and sends what is due.
     fn act(&mut self) {
+        self.decide();
         let now = self.ctx.clock.now();
-        let cache = self.feeds.tasks.clone();
-        let tasks_of = move |uid: &str| cache.cache().by(BY_JOB_UID, uid);
-        self.memory.decide(&tasks_of, now);
         let instant = Instant::now();
         if instant >= self.create.not_before && self.memory.wants_to_place() {
             let writes = self.memory.place(now);

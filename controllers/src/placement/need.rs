@@ -129,6 +129,7 @@ pub fn queue(spec: &rota_api::QueueSpec) -> QueueSpec {
         limit: amounts(&spec.limit),
         reclaim: match spec.reclaim_policy {
             ReclaimPolicy::PreemptBorrowers => Reclaim::PreemptBorrowers,
+            ReclaimPolicy::PreemptToShare => Reclaim::PreemptToShare,
             ReclaimPolicy::WhenIdle => Reclaim::WhenIdle,
         },
         preempt_within: spec.preemption.within_queue == WithinQueue::LowerPriority,

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
-use rota_api::Job;
-use rota_scheduler::{Cause, Outcome, Reservation, TaskId, Time};
+use rota_api::{Job, WaitReason};
+use rota_scheduler::{Cause, NEVER, Outcome, Reservation, TaskId, Time};
 
 use super::ask::millis;
 use super::decide::Write;
 use super::memory::{Memory, Stand};
+use super::why;
 use crate::runtime::{Key, Note, Regarding};
 
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
@@ -33,6 +34,33 @@ impl Behind {
             }
             Cause::Gang(demand) => Some(Behind::Gang(serials[demand as usize])),
             _ => None,
+        }
+    }
+
+    /// In words; `name` says what a Job is called.
+    pub fn words(self, name: &dyn Fn(u64) -> String) -> WaitReason {
+        match self {
+            Behind::Gang(job) => why::plain(
+                "Gang",
+                format!("Job {} of the same gang cannot start", name(job)),
+            ),
+            Behind::Reserved(None) => why::plain(
+                "Reserved",
+                "the nodes where it fits are kept for earlier Jobs",
+            ),
+            Behind::Reserved(Some((job, start))) => {
+                let when = match Timestamp::from_millisecond(start) {
+                    Ok(time) if start != NEVER => {
+                        format!(", which is to start at {}", time.strftime("%FT%TZ"))
+                    }
+                    _ => String::new(),
+                };
+                let text = format!(
+                    "the nodes where it fits are kept for Job {}{when}; this Job could not be sure to have ended by then",
+                    name(job)
+                );
+                why::plain("Reserved", text)
+            }
         }
     }
 }

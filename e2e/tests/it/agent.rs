@@ -55,12 +55,14 @@ fn tasks_outlive_the_agent_and_are_reported_once() {
                 "resources": {"requests": {"cpu": "10m", "memory": "8Mi"}},
             }}}),
         );
+        // Ends as soon as the agent is dead, never before.
+        let gate = dir.join(format!("gate-{kill}"));
         let code = 3 + kill % 120;
         let bad = format!("bad-{kill}");
         cluster.create_job(
             &bad,
             json!({"backoffLimit": 0, "template": {"spec": {
-                "command": ["sh", "-c", format!("sleep 0.3; echo $ROTA_INDEX $ROTA_ATTEMPT >> {}.bad; exit {code}", runs.display())],
+                "command": ["sh", "-c", format!("until [ -e {} ]; do sleep 0.01; done; echo $ROTA_INDEX $ROTA_ATTEMPT >> {}.bad; exit {code}", gate.display(), runs.display())],
                 "resources": {"requests": {"cpu": "10m", "memory": "8Mi"}},
             }}}),
         );
@@ -81,8 +83,12 @@ fn tasks_outlive_the_agent_and_are_reported_once() {
 
         let agent = cluster.agents();
         assert_eq!(agent.len(), 1, "{agent:?}");
-        let away_from = unix_seconds();
         signal(agent[0], Signal::KILL);
+        eventually("the agent is dead", || {
+            check(!alive(agent[0]), || "it lives".into())
+        });
+        let away_from = unix_seconds();
+        std::fs::write(&gate, "").unwrap();
         let new = eventually("there is a new agent", || {
             let agents = cluster.agents();
             match agents.iter().find(|pid| **pid != agent[0] && alive(**pid)) {

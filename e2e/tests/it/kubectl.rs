@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::harness::cluster::condition;
 use crate::harness::process::run_with_input;
 use crate::harness::wait::check;
-use crate::harness::{Cluster, Output, eventually, example, on_path, run, skip};
+use crate::harness::{Cluster, Output, eventually, example, kubectls, on_path, run, skip};
 
 /// One kubectl against one cluster.
 struct Kubectl<'a> {
@@ -73,30 +73,40 @@ fn kubectl_on_the_path() {
     }
 }
 
+/// The newest that is here, or the one that `KUBECTL` names.
 #[test]
-fn kubectl_named_by_the_environment() {
-    match std::env::var_os("KUBECTL") {
-        Some(program) => all_checks(Path::new(&program)),
-        None => eprintln!("KUBECTL names no further kubectl"),
+fn newest_kubectl() {
+    let named = std::env::var_os("KUBECTL").map(PathBuf::from);
+    let usual = on_path("kubectl").and_then(|p| p.canonicalize().ok());
+    match named.or_else(|| Some(kubectls::installed().pop()?.program)) {
+        Some(program) if Some(&program) == usual.as_ref() => {
+            skip("the newest kubectl is the one on the PATH, which has a test of its own");
+        }
+        Some(program) => all_checks(&program),
+        None => skip("there is no kubectl here, and KUBECTL names none"),
     }
 }
 
+/// Debian's, the oldest that has to work: the one that is here, or the one that `KUBECTL_120` names.
 #[test]
 fn kubectl_1_20() {
-    match std::env::var_os("KUBECTL_120") {
-        Some(program) => all_checks(Path::new(&program)),
-        None => eprintln!("KUBECTL_120 names no kubectl of that age"),
+    let named = std::env::var_os("KUBECTL_120").map(PathBuf::from);
+    let old = || kubectls::installed().into_iter().find(|k| k.minor == 20);
+    match named.or_else(|| Some(old()?.program)) {
+        Some(program) => all_checks(&program),
+        None => skip("there is no kubectl 1.20 here, and KUBECTL_120 names none"),
     }
 }
 
 fn all_checks(program: &Path) {
+    let found = kubectls::Kubectl::ask(program)
+        .unwrap_or_else(|| panic!("{} is no kubectl", program.display()));
+    eprintln!("kubectl 1.{}: {}", found.minor, program.display());
     let cluster = Cluster::one_node();
-    let version = run(&mut cluster.kubectl_command(program, &["version", "--client"]));
-    eprintln!("{}", version.stdout.trim());
     let kubectl = Kubectl {
         cluster: &cluster,
         program: program.to_path_buf(),
-        old: version.stdout.contains("v1.20") || version.stdout.contains("v1.1"),
+        old: found.minor <= 20,
     };
     discovery(&kubectl);
     jobs(&kubectl);

@@ -3,7 +3,7 @@
 //!
 //! `ROTA_BIN` names the binary; without it the tests build one. Campaigns are short by default;
 //! `ROTA_E2E_KILLS` and `ROTA_E2E_AGENT_KILLS` make them long. `KUBECTL` and `KUBECTL_120` name
-//! further kubectl binaries to test with.
+//! kubectl binaries to test with in the place of those that are installed.
 
 #![allow(clippy::unwrap_used)]
 

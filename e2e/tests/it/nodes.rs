@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::harness::cluster::{Options, condition, items};
-use crate::harness::process::{Background, mentioning, signal};
+use crate::harness::process::{Background, freeze, mentioning, signal};
 use crate::harness::wait::check;
 use crate::harness::{Cluster, eventually, eventually_for, rota_bin};
 
@@ -211,10 +211,7 @@ fn a_dead_nodes_work_runs_elsewhere() {
         on_far(&scene.cluster, "rerun"),
     );
     // All at once, as when the power goes: stop first, so that nothing reacts to the other's end.
-    let processes = scene.far.processes();
-    for pid in &processes {
-        signal(*pid, Signal::STOP);
-    }
+    freeze(&scene.far.processes());
     for pid in scene.far.processes() {
         signal(pid, Signal::KILL);
     }
@@ -241,9 +238,7 @@ fn a_paused_nodes_fenced_work_waits_for_it() {
         on_far(&scene.cluster, "rerun"),
     );
     let processes = scene.far.processes();
-    for pid in &processes {
-        signal(*pid, Signal::STOP);
-    }
+    freeze(&processes);
     scene.wait_lost();
     scene.wait_replaced("rerun", &rerun);
     // The paused tasks can still come back to life, so nothing may have replaced the fenced ones.

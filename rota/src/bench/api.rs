@@ -26,6 +26,8 @@ const PAGE_OBJECTS: usize = 100_000;
 const PAGE: usize = 500;
 /// Pages of the limit that are measured in each slice.
 const LIMIT_PAGES: usize = 40;
+/// Time for background work after the objects are there: merging of tables, garbage collection.
+const REST: Duration = Duration::from_secs(10);
 /// Items per request when objects are made before the measurement.
 const SEED_BATCH: usize = 500;
 /// etcd's best bulk rate is reached at this concurrency, whatever ours is.
@@ -197,6 +199,7 @@ async fn measure(args: &Args, cluster: &Cluster) -> Result<Report> {
     }
 
     let limit = Limit::prepare(args, cluster, &mut admin, &load).await;
+    let memory = memory(&limit, cluster).await;
     let slice_time = Duration::from_secs_f64(f64::from(args.seconds) / f64::from(args.rounds));
     let (mut limits, mut rates, mut samples) = (Vec::new(), Vec::new(), Vec::new());
     let mut total = Slice::default();
@@ -268,6 +271,7 @@ async fn measure(args: &Args, cluster: &Cluster) -> Result<Report> {
         "errors": total.errors,
         "server_cpu_seconds": cpu_total.map(round),
         "server_rss_bytes": cluster.server_rss_bytes(),
+        "memory": memory,
         "samples": samples,
         "limit": limit_json(limit.what(), limit.unit(), &limits),
         "ratio": ratio(&rates, &limits),
@@ -286,6 +290,19 @@ async fn measure(args: &Args, cluster: &Cluster) -> Result<Report> {
         sound: total.errors == 0 && counted && total.ops > 0,
         json,
     })
+}
+
+/// What the server and an etcd of our own hold in memory, once they are at rest with as many objects
+/// of as many bytes each and before any is read back.
+async fn memory(limit: &Limit, cluster: &Cluster) -> Value {
+    // A store in etcd would put our objects into the etcd that we compare with.
+    if !matches!(limit, Limit::Pages(_)) || cluster.backend != "embedded" {
+        return Value::Null;
+    }
+    tokio::time::sleep(REST).await;
+    let (server, etcd) = (cluster.server_rss_bytes(), cluster.etcd_rss_bytes());
+    let ratio = server.zip(etcd).map(|(s, e)| round(s as f64 / e as f64));
+    json!({"server_bytes": server, "etcd_bytes": etcd, "ratio": ratio})
 }
 
 async fn drive(target: &Target, load: &Arc<Load>, workers: u32, time: Duration) -> Result<Slice> {

@@ -36,6 +36,8 @@ pub(crate) struct Cluster {
     /// Data directory, if it is an own cluster.
     pub(crate) data_dir: Option<PathBuf>,
     server_pid: Option<u32>,
+    /// The etcd, if it is our own.
+    etcd_pid: Option<u32>,
     children: Vec<Child>,
     temp: Option<tempfile::TempDir>,
     keep: bool,
@@ -56,6 +58,7 @@ impl Cluster {
                 etcd: at.etcd_endpoints.clone(),
                 data_dir: None,
                 server_pid: at.server_pid,
+                etcd_pid: None,
                 children: Vec::new(),
                 temp: None,
                 keep: at.keep,
@@ -72,10 +75,12 @@ impl Cluster {
         .context("making a temporary directory")?;
 
         let mut children = Vec::new();
+        let mut etcd_pid = None;
         let mut etcd = at.etcd_endpoints.clone();
         if etcd.is_none() && (at.etcd || etcd_limit) {
             match start_etcd(temp.path()).await {
                 Ok((child, endpoint)) => {
+                    etcd_pid = child.id();
                     children.push(child);
                     etcd = Some(endpoint);
                 }
@@ -102,6 +107,7 @@ impl Cluster {
             etcd,
             data_dir: Some(data_dir),
             server_pid,
+            etcd_pid,
             children,
             temp: Some(temp),
             keep: at.keep,
@@ -117,10 +123,12 @@ impl Cluster {
 
     /// Resident bytes of the server, where its process is known.
     pub(crate) fn server_rss_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.server_pid?)).ok()?;
-        let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
-        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-        Some(kib * 1024)
+        rss_bytes(self.server_pid?)
+    }
+
+    /// Resident bytes of an etcd of our own.
+    pub(crate) fn etcd_rss_bytes(&self) -> Option<u64> {
+        rss_bytes(self.etcd_pid?)
     }
 
     /// Whether objects are to stay.
@@ -174,6 +182,14 @@ pub(crate) fn cpu_seconds(pid: u32) -> Option<f64> {
     let user: f64 = fields.get(11)?.parse().ok()?;
     let system: f64 = fields.get(12)?.parse().ok()?;
     Some((user + system) / USER_HZ)
+}
+
+/// Resident bytes of a process now.
+fn rss_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// A port that was free a moment ago.

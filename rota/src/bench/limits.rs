@@ -197,8 +197,8 @@ mod with_etcd {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use etcd_client::{
-        Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Txn, TxnOp,
-        WatchOptions,
+        Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KvClient, Txn,
+        TxnOp, WatchOptions,
     };
 
     use super::*;
@@ -238,6 +238,37 @@ mod with_etcd {
             format!("{PREFIX}{}-{n}/", std::process::id())
         }
 
+        /// Objects written per second by this many clients. Each calls `write` again and again with
+        /// a key of its own; it tells how many objects it wrote.
+        async fn writes<F>(
+            &self,
+            clients: usize,
+            time: Duration,
+            write: impl Fn(KvClient, String) -> F + Clone + Send + 'static,
+        ) -> Result<f64>
+        where
+            F: Future<Output = Result<u64>> + Send + 'static,
+        {
+            let prefix = self.fresh_prefix();
+            let mut running = tokio::task::JoinSet::new();
+            for c in 0..clients {
+                let client = self.client().await?.kv_client();
+                let (prefix, write) = (prefix.clone(), write.clone());
+                running.spawn(async move {
+                    let begun = Instant::now();
+                    let (mut calls, mut written) = (0u64, 0);
+                    while begun.elapsed() < time {
+                        written += write(client.clone(), format!("{prefix}{c}-{calls}")).await?;
+                        calls += 1;
+                    }
+                    anyhow::Ok(written as f64 / begun.elapsed().as_secs_f64())
+                });
+            }
+            let rate = sum(running).await?;
+            self.clear(&prefix).await?;
+            Ok(rate)
+        }
+
         /// Puts per second of `bytes` each, by this many clients.
         pub(crate) async fn puts(
             &self,
@@ -245,27 +276,11 @@ mod with_etcd {
             bytes: usize,
             time: Duration,
         ) -> Result<f64> {
-            let prefix = self.fresh_prefix();
-            let mut running = tokio::task::JoinSet::new();
-            for c in 0..clients {
-                let mut client = self.client().await?;
-                let prefix = prefix.clone();
-                running.spawn(async move {
-                    let value = vec![b'x'; bytes];
-                    let begun = Instant::now();
-                    let mut n = 0u64;
-                    while begun.elapsed() < time {
-                        client
-                            .put(format!("{prefix}{c}-{n}"), value.clone(), None)
-                            .await?;
-                        n += 1;
-                    }
-                    anyhow::Ok(n as f64 / begun.elapsed().as_secs_f64())
-                });
-            }
-            let rate = sum(running).await?;
-            self.clear(&prefix).await?;
-            Ok(rate)
+            let put = move |mut client: KvClient, key: String| async move {
+                client.put(key, vec![b'x'; bytes], None).await?;
+                anyhow::Ok(1u64)
+            };
+            self.writes(clients, time, put).await
         }
 
         /// Puts per second in transactions of 100 guarded creations, by this many clients.
@@ -275,39 +290,17 @@ mod with_etcd {
             bytes: usize,
             time: Duration,
         ) -> Result<f64> {
-            let prefix = self.fresh_prefix();
-            let mut running = tokio::task::JoinSet::new();
-            for c in 0..clients {
-                let mut client = self.client().await?;
-                let prefix = prefix.clone();
-                running.spawn(async move {
-                    let value = vec![b'x'; bytes];
-                    let begun = Instant::now();
-                    let mut n = 0u64;
-                    while begun.elapsed() < time {
-                        let keys: Vec<String> = (0..TXN_PUTS)
-                            .map(|i| format!("{prefix}{c}-{n}-{i}"))
-                            .collect();
-                        let txn = Txn::new()
-                            .when(
-                                keys.iter()
-                                    .map(|k| Compare::version(k.clone(), CompareOp::Equal, 0))
-                                    .collect::<Vec<_>>(),
-                            )
-                            .and_then(
-                                keys.iter()
-                                    .map(|k| TxnOp::put(k.clone(), value.clone(), None))
-                                    .collect::<Vec<_>>(),
-                            );
-                        client.txn(txn).await?;
-                        n += 1;
-                    }
-                    anyhow::Ok((n * TXN_PUTS as u64) as f64 / begun.elapsed().as_secs_f64())
-                });
-            }
-            let rate = sum(running).await?;
-            self.clear(&prefix).await?;
-            Ok(rate)
+            let create = move |mut client: KvClient, key: String| async move {
+                let keys = (0..TXN_PUTS).map(|i| format!("{key}-{i}"));
+                let absent = |key| Compare::version(key, CompareOp::Equal, 0);
+                let put = |key| TxnOp::put(key, vec![b'x'; bytes], None);
+                let txn = Txn::new()
+                    .when(keys.clone().map(absent).collect::<Vec<_>>())
+                    .and_then(keys.map(put).collect::<Vec<_>>());
+                client.txn(txn).await?;
+                anyhow::Ok(TXN_PUTS as u64)
+            };
+            self.writes(clients, time, create).await
         }
 
         fn seeded_prefix() -> String {

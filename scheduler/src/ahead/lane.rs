@@ -31,6 +31,8 @@ pub(super) struct Known {
 /// The lists of releases of the nodes that were looked at.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lanes {
+    /// Tasks end when they are expected to, not only when they have almost surely.
+    pub expected: bool,
     known: Vec<Known>,
     /// Per node ascending. Lists that are no longer true stay until the end of the cycle.
     releases: Vec<Release>,
@@ -79,7 +81,8 @@ impl Lanes {
                 // On its way out: any moment now.
                 now.saturating_add(1)
             } else {
-                corrected(run.start, now, run.end_max, NEVER)
+                let end = if self.expected { run.end } else { run.end_max };
+                corrected(run.start, now, end, NEVER)
             };
             if end != NEVER {
                 self.releases.push(Release {

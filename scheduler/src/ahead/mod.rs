@@ -11,12 +11,14 @@
 //! Amounts of devices are sums here; whether single devices fit is decided at placement.
 
 mod lane;
+mod promises;
 #[cfg(test)]
 mod tests;
 
 use fixedbitset::FixedBitSet;
 
 use self::lane::{Known, Lanes, Walk};
+pub(crate) use self::promises::Promises;
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
 use crate::filter;
@@ -27,6 +29,15 @@ use crate::spec::{NEVER, Time};
 /// One question may spend one part in this many of what is left of the budget on looking at nodes,
 /// so that a large cluster cannot take everything from the demands that follow.
 const BUDGET_PART: u64 = 4;
+
+/// Which nodes a slot names, of those that serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pick {
+    /// Those with the lowest numbers: the textbook's choice.
+    Lowest,
+    /// Those that become free last, so that nodes which are free now stay open for others.
+    Latest,
+}
 
 /// Tasks of one class that are to start at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +66,8 @@ pub(crate) struct Held {
     to: Time,
     shape: u32,
     count: u32,
+    /// For whom, so that it can be taken back: see [`Ahead::reserve`].
+    holder: u64,
 }
 
 /// What is known of the future within one cycle.
@@ -75,15 +88,23 @@ impl Ahead {
         }
     }
 
+    /// The same, where running tasks end when they are expected to
+    /// ([`Run::end`](crate::spec::Run)): for forecasts, not for promises.
+    pub fn expected(now: Time) -> Self {
+        let mut ahead = Ahead::new(now);
+        ahead.lanes.expected = true;
+        ahead
+    }
+
     /// Whether nothing is reserved.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
     /// The earliest moment at which all needs fit at once, each for its `run_max`, beside running
-    /// tasks and reservations. Of the nodes that serve, those with the lowest numbers are named.
+    /// tasks and reservations, and nodes as `pick` says.
     ///
-    /// Exact for one need; several are packed one after the other, lowest node first. A task whose
+    /// Exact for one need; several are packed one after the other. A task whose
     /// end is unknown never gives back. Vetoes count as they stand now. When the part of the budget
     /// that one question may spend ends, only the nodes looked at so far count.
     ///
@@ -92,6 +113,7 @@ impl Ahead {
         &mut self,
         cluster: &Cluster,
         needs: &[Need],
+        pick: Pick,
         vetoes: &[&dyn Veto],
         budget: &mut Budget,
     ) -> Option<Slot> {
@@ -123,7 +145,7 @@ impl Ahead {
             let enough = |(fit, need): (&i64, &Need)| *fit >= i64::from(need.count);
             if fitting.iter().zip(needs).all(enough) {
                 budget.spend(candidates.iter().map(|c| c.nodes.len() as u64).sum());
-                if let Some(slot) = self.pack(cluster, *at, needs, &candidates) {
+                if let Some(slot) = self.pack(cluster, (*at, pick), needs, &candidates) {
                     return Some(slot);
                 }
                 if budget.left == 0 {
@@ -180,6 +202,7 @@ impl Ahead {
                         to: NEVER,
                         shape: shape_id,
                         count,
+                        holder: 0,
                     });
                 }
             }
@@ -194,8 +217,8 @@ impl Ahead {
         })
     }
 
-    /// Holds the slot against later demands.
-    pub fn reserve(&mut self, cluster: &Cluster, slot: &Slot, needs: &[Need]) {
+    /// Holds the slot against later demands. [`Ahead::withdraw`] gives back what a holder has.
+    pub fn reserve(&mut self, cluster: &Cluster, slot: &Slot, needs: &[Need], holder: u64) {
         for (node, need, count) in &slot.places {
             let Need { class, run_max, .. } = needs[*need as usize];
             let (from, to) = if slot.start == NEVER {
@@ -208,8 +231,72 @@ impl Ahead {
                 to,
                 shape: cluster.classes.all[class as usize].shape,
                 count: *count,
+                holder,
             });
         }
+    }
+
+    /// Gives back what a holder has reserved in the slot.
+    pub fn withdraw(&mut self, slot: &Slot, holder: u64) {
+        for (node, _, _) in &slot.places {
+            if let Some(held) = self.held.get_mut(node) {
+                held.retain(|h| h.holder != holder);
+                if held.is_empty() {
+                    self.held.remove(node);
+                }
+            }
+        }
+    }
+
+    /// Reserves a slot again that was found earlier; false, and nothing is reserved, when it lies
+    /// in the past or is not free any more.
+    pub fn renew(&mut self, cluster: &Cluster, slot: &Slot, needs: &[Need], holder: u64) -> bool {
+        let mut renewed = Slot {
+            start: slot.start,
+            places: Vec::with_capacity(slot.places.len()),
+        };
+        let allowed: Vec<FixedBitSet> = needs
+            .iter()
+            .map(|need| allowed_profiles(cluster, need.class))
+            .collect();
+        let mut free = slot.start >= self.now && slot.start != NEVER;
+        for (node, n, count) in &slot.places {
+            let need = needs[*n as usize];
+            let profile = cluster.nodes[*node as usize].profile;
+            free &= profile != NONE && allowed[*n as usize].contains(profile as usize);
+            if !free {
+                break;
+            }
+            let shape = cluster.classes.all[need.class as usize].shape;
+            let mut walk = Walk::new(cluster.tasks.shapes.get(shape));
+            let known = self.lanes.of(cluster, *node, self.now);
+            let held = self.held.get(node).map_or(&[][..], Vec::as_slice);
+            let span = (slot.start, slot.start.saturating_add(need.run_max.max(1)));
+            let fit = self
+                .lanes
+                .least(cluster, (*node, known), span, held, &mut walk);
+            free = fit >= *count;
+            if free {
+                let place = Slot {
+                    start: slot.start,
+                    places: vec![(*node, *n, *count)],
+                };
+                self.reserve(cluster, &place, needs, holder);
+                renewed.places.push((*node, *n, *count));
+            }
+        }
+        if !free {
+            self.withdraw(&renewed, holder);
+        }
+        free
+    }
+
+    /// Nodes with reservations, ascending. What may overtake goes there first: what it would take
+    /// elsewhere is open also to tasks that would be in a reservation's way.
+    pub fn reserved_nodes(&self) -> Vec<u32> {
+        let mut nodes: Vec<u32> = self.held.keys().copied().collect();
+        nodes.sort_unstable();
+        nodes
     }
 
     /// The rule that tasks which start now and have ended by `end_max` delay no reservation.
@@ -267,16 +354,17 @@ impl Ahead {
             );
             if out.changes.len() > before {
                 out.nodes.push((node, known, cap));
+                out.upto.push(out.changes.len() as u32);
             }
         }
         out
     }
 
-    /// Packs the needs onto their candidates at one moment, lowest node first.
+    /// Packs the needs onto their candidates at one moment.
     fn pack(
         &mut self,
         cluster: &Cluster,
-        start: Time,
+        (start, pick): (Time, Pick),
         needs: &[Need],
         candidates: &[Candidates],
     ) -> Option<Slot> {
@@ -292,26 +380,27 @@ impl Ahead {
             let mut walk = Walk::new(cluster.tasks.shapes.get(shape_id));
             let end = start.saturating_add(need.run_max.max(1));
             let mut left = need.count;
-            for (node, known, cap) in &candidates.nodes {
+            for (node, known, cap) in candidates.picked(start, pick) {
                 if left == 0 {
                     break;
                 }
-                let held = self.held.get(node).map_or(&[][..], Vec::as_slice);
+                let held = self.held.get(&node).map_or(&[][..], Vec::as_slice);
                 let span = (start, end);
                 let fit = self
                     .lanes
-                    .least(cluster, (*node, *known), span, held, &mut walk);
-                let count = fit.min(*cap).min(left);
+                    .least(cluster, (node, known), span, held, &mut walk);
+                let count = fit.min(cap).min(left);
                 if count > 0 {
                     left -= count;
-                    slot.places.push((*node, n as u32, count));
+                    slot.places.push((node, n as u32, count));
                     if needs.len() > 1 {
-                        booked.push(*node);
-                        self.held.entry(*node).or_default().push(Held {
+                        booked.push(node);
+                        self.held.entry(node).or_default().push(Held {
                             from: start,
                             to: end,
                             shape: shape_id,
                             count,
+                            holder: 0,
                         });
                     }
                 }
@@ -339,8 +428,30 @@ impl Ahead {
 struct Candidates {
     /// Node, what is known of it, most tasks it may take; ascending.
     nodes: Vec<(u32, Known, u32)>,
-    /// From this moment on, so many more (or fewer) tasks fit if they start then. In no order.
+    /// From this moment on, so many more (or fewer) tasks fit if they start then. By node.
     changes: Vec<(Time, i64)>,
+    /// Per node: where its changes end.
+    upto: Vec<u32>,
+}
+
+impl Candidates {
+    /// The nodes in the order in which a slot takes them.
+    fn picked(&self, start: Time, pick: Pick) -> Vec<(u32, Known, u32)> {
+        let mut first = 0;
+        let mut nodes: Vec<(Time, (u32, Known, u32))> = Vec::with_capacity(self.nodes.len());
+        for (node, upto) in self.nodes.iter().zip(&self.upto) {
+            let changes = &self.changes[first..*upto as usize];
+            first = *upto as usize;
+            // Since when it has the room that it has at the start; the changes of a node ascend.
+            let before = changes.iter().take_while(|(at, _)| *at <= start);
+            let since = before.filter(|(_, by)| *by > 0).last().map(|(at, _)| *at);
+            nodes.extend(since.map(|since| (since, *node)));
+        }
+        if pick == Pick::Latest {
+            nodes.sort_by_key(|(since, (node, _, _))| (std::cmp::Reverse(*since), *node));
+        }
+        nodes.into_iter().map(|(_, node)| node).collect()
+    }
 }
 
 struct OutOfTheWay<'a> {

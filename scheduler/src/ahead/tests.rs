@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Ahead, Need, Slot};
+use super::{Ahead, Need, Pick, Slot};
 use crate::cluster::{Cluster, NodeId};
 use crate::place::{Ask, Budget, place};
 use crate::spec::{Class, ClassSpec, NEVER, NodeSpec, Policy, QueueSpec, Run, Time};
@@ -188,7 +188,7 @@ proptest! {
         let mut line = timeline(&cluster);
         for demand in &case.demands {
             let needs = needs(&mut cluster, demand);
-            let slot = ahead.earliest(&cluster, &needs, &[], &mut unlimited());
+            let slot = ahead.earliest(&cluster, &needs, Pick::Lowest, &[], &mut unlimited());
             let until = slot.as_ref().map_or(HORIZON - 1, |s| s.start);
             for earlier in NOW..until {
                 prop_assert!(
@@ -199,7 +199,7 @@ proptest! {
             if let Some(slot) = slot {
                 prop_assert!(counted(&slot, &needs));
                 prop_assert!(book(&mut line, &cluster, &slot, &needs), "{slot:?} is not free");
-                ahead.reserve(&cluster, &slot, &needs);
+                ahead.reserve(&cluster, &slot, &needs, 0);
             }
         }
     }
@@ -211,11 +211,11 @@ proptest! {
         let mut line = timeline(&cluster);
         for demand in &case.demands {
             let needs = needs(&mut cluster, demand);
-            let slot = ahead.earliest(&cluster, &needs, &[], &mut unlimited());
+            let slot = ahead.earliest(&cluster, &needs, Pick::Lowest, &[], &mut unlimited());
             if let Some(slot) = slot {
                 prop_assert!(counted(&slot, &needs));
                 prop_assert!(book(&mut line, &cluster, &slot, &needs), "{slot:?} is not free");
-                ahead.reserve(&cluster, &slot, &needs);
+                ahead.reserve(&cluster, &slot, &needs, 0);
             }
         }
     }
@@ -230,8 +230,8 @@ proptest! {
         let mut reserved = Vec::new();
         for demand in &case.demands {
             let needs = needs(&mut cluster, demand);
-            if let Some(slot) = ahead.earliest(&cluster, &needs, &[], &mut unlimited()) {
-                ahead.reserve(&cluster, &slot, &needs);
+            if let Some(slot) = ahead.earliest(&cluster, &needs, Pick::Lowest, &[], &mut unlimited()) {
+                ahead.reserve(&cluster, &slot, &needs, 0);
                 reserved.push((slot, needs));
             }
         }
@@ -279,13 +279,13 @@ fn a_hold_takes_the_nodes_that_are_least_stuck_and_keeps_newcomers_off() {
     let needs = needs(&mut cluster, &[(1, 0, 3, 10)]);
     let mut ahead = Ahead::new(NOW);
     assert_eq!(
-        ahead.earliest(&cluster, &needs, &[], &mut unlimited()),
+        ahead.earliest(&cluster, &needs, Pick::Lowest, &[], &mut unlimited()),
         None
     );
     let slot = ahead.hold(&cluster, &needs).unwrap();
     assert_eq!(slot.start, NEVER);
     assert_eq!(slot.places, [(0, 0, 1), (1, 0, 1), (3, 0, 1)]);
-    ahead.reserve(&cluster, &slot, &needs);
+    ahead.reserve(&cluster, &slot, &needs, 0);
     // The node that is left is occupied for ever.
     let next = ahead.earliest(
         &cluster,
@@ -293,6 +293,7 @@ fn a_hold_takes_the_nodes_that_are_least_stuck_and_keeps_newcomers_off() {
             count: 1,
             ..needs[0]
         }],
+        Pick::Lowest,
         &[],
         &mut unlimited(),
     );
@@ -316,9 +317,9 @@ fn a_spent_budget_still_gives_a_slot_of_the_nodes_looked_at() {
     cluster.set_run(last, soon);
     let needs = needs(&mut cluster, &[(1, 0, 1, 10)]);
     let mut small = Budget { left: 40, spent: 0 };
-    let slot = Ahead::new(NOW).earliest(&cluster, &needs, &[], &mut small);
+    let slot = Ahead::new(NOW).earliest(&cluster, &needs, Pick::Lowest, &[], &mut small);
     assert_eq!(slot.unwrap().start, NOW + 50);
-    let slot = Ahead::new(NOW).earliest(&cluster, &needs, &[], &mut unlimited());
+    let slot = Ahead::new(NOW).earliest(&cluster, &needs, Pick::Lowest, &[], &mut unlimited());
     assert_eq!(slot.unwrap().start, NOW + 1);
 }
 
@@ -328,7 +329,7 @@ fn what_starts_and_leaves_between_two_questions_is_seen() {
     let needs = needs(&mut cluster, &[(1, 0, 1, 10)]);
     let mut ahead = Ahead::new(NOW);
     let mut start = |cluster: &Cluster| {
-        let slot = ahead.earliest(cluster, &needs, &[], &mut unlimited());
+        let slot = ahead.earliest(cluster, &needs, Pick::Lowest, &[], &mut unlimited());
         slot.map(|s| s.start)
     };
     assert_eq!(start(&cluster), Some(NOW + 50));

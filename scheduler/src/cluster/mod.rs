@@ -5,6 +5,7 @@
 
 pub(crate) mod devices;
 mod leaving;
+mod owners;
 pub(crate) mod profiles;
 pub(crate) mod queues;
 pub(crate) mod states;
@@ -18,15 +19,18 @@ pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
 use self::devices::NodeDevices;
+use self::owners::{OWNERS_FIRST, Owners};
 use self::profiles::Profiles;
-use self::queues::{OWNERS_FIRST, Owners, Queue};
+use self::queues::Queue;
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
 use self::typical::Typical;
+use crate::ahead::Promises;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
+use crate::sequence::Sizes;
 use crate::side::Side;
 use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator, Time};
 
@@ -88,6 +92,10 @@ pub struct Cluster {
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
     pub(crate) side: Side,
+    /// Starts that conservative backfill has promised.
+    pub(crate) promises: Promises,
+    /// What came lately.
+    pub(crate) sizes: Sizes,
     /// Of nodes that have devices, or had when they were last there.
     pub(crate) devices: FxMap<u32, NodeDevices>,
     pub(crate) typical: Typical,
@@ -126,6 +134,8 @@ impl Cluster {
             now: 0,
             ports: FxMap::default(),
             side: Side::default(),
+            promises: Promises::default(),
+            sizes: Sizes::default(),
             devices: FxMap::default(),
             typical: Typical::default(),
         }

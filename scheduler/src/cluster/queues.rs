@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::Cluster;
 use super::states::NONE;
 use crate::fair::past::Past;
-use crate::intern::FxMap;
 use crate::spec::{Order, QueueSpec, Time};
 
 /// A queue, by number. Valid as long as the [`Cluster`] that gave it.
@@ -61,20 +60,6 @@ pub(crate) struct Queue {
     /// How often its own use has changed.
     pub charges: u64,
 }
-
-/// What the tasks of one owner hold in one queue. Kept for queues with [`Order::Fair`] only.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Owned {
-    pub held: Vec<i128>,
-    pub running: u64,
-    pub past: Past,
-}
-
-/// Owners kept before those without anything are looked for.
-pub(crate) const OWNERS_FIRST: usize = 1024;
-
-/// By queue and owner.
-pub(crate) type Owners = FxMap<(u32, u64), Owned>;
 
 impl Queue {
     pub fn widen(&mut self, stride: usize) {
@@ -240,45 +225,6 @@ impl Cluster {
         queue.half_life = half_life;
     }
 
-    /// Makes the table of a queue's owners anew, from all tasks. Past use starts at nothing.
-    fn count_owners(&mut self, queue: u32) {
-        self.owners.retain(|(q, _), _| *q != queue);
-        if !self.queues[queue as usize].by_owner {
-            return;
-        }
-        let tasks = self.tasks.slots.iter();
-        for task in tasks.filter(|t| t.node != NONE && t.queue == queue && !t.leaving) {
-            let owner = self.tasks.runs.get(task.run).owner;
-            let requests = &self.tasks.shapes.get(task.shape).requests;
-            let owned = self.owners.entry((queue, owner)).or_default();
-            owned.held.resize(self.stride, 0);
-            owned.running += 1;
-            for (r, amount) in requests {
-                owned.held[*r as usize] += i128::from(*amount);
-            }
-        }
-        let now = self.now;
-        for ((q, _), owned) in &mut self.owners {
-            if *q == queue {
-                owned.past.settle(&owned.held, 0, now);
-            }
-        }
-    }
-
-    /// Forgets owners that have nothing and whose past no longer counts, once there are many.
-    pub(crate) fn sweep_owners(&mut self) {
-        if self.owners.len() < self.owners_max {
-            return;
-        }
-        let (queues, now) = (&self.queues, self.now);
-        self.owners.retain(|(queue, _), owned| {
-            let half_life = queues[*queue as usize].half_life;
-            owned.past.settle(&owned.held, half_life, now);
-            owned.running > 0 || !owned.past.is_none()
-        });
-        self.owners_max = OWNERS_FIRST.max(2 * self.owners.len());
-    }
-
     /// Tells the time, so that past use counts with its age. Call it before telling what ended: a
     /// task counts as running until the time told last. A clock that goes back is ignored.
     pub fn advance(&mut self, now: Time) {
@@ -370,6 +316,7 @@ impl Cluster {
 
     /// Changes what a queue and those above it hold by `count` tasks of a shape that belong to `run`.
     pub(crate) fn charge(&mut self, queue: u32, shape: u32, run: u32, count: i64) {
+        self.charge_owner(queue, shape, run, count);
         let requests = &self.tasks.shapes.get(shape).requests;
         let leaf = &mut self.queues[queue as usize];
         leaf.past.settle(&leaf.own, leaf.half_life, self.now);
@@ -377,20 +324,6 @@ impl Cluster {
         leaf.own_running = leaf.own_running.saturating_add_signed(count);
         for (r, amount) in requests {
             leaf.own[*r as usize] += i128::from(*amount) * i128::from(count);
-        }
-        if leaf.by_owner {
-            let owner = self.tasks.runs.get(run).owner;
-            let half_life = leaf.half_life;
-            let owned = self.owners.entry((queue, owner)).or_default();
-            owned.held.resize(self.stride, 0);
-            owned.past.settle(&owned.held, half_life, self.now);
-            owned.running = owned.running.saturating_add_signed(count);
-            for (r, amount) in requests {
-                owned.held[*r as usize] += i128::from(*amount) * i128::from(count);
-            }
-            if owned.running == 0 && owned.past.is_none() {
-                self.owners.remove(&(queue, owner));
-            }
         }
         let mut at = queue;
         while at != NONE {
@@ -433,6 +366,11 @@ impl Cluster {
     /// without a word about it there is no bound.
     pub fn allow_evictions(&mut self, queue: QueueId, count: u32) {
         self.queues[queue.0 as usize].evictions_left = count;
+    }
+
+    /// Number of a queue that was named before.
+    pub fn queue_named(&self, name: &str) -> Option<QueueId> {
+        self.queue_ids.get(name).copied().map(QueueId)
     }
 
     /// A queue's name.

@@ -4,6 +4,7 @@ use super::states::NONE;
 use super::{Cluster, NodeId, QueueId};
 use crate::classes::Shape;
 use crate::intern::{FxMap, FxSet};
+use crate::mutant::{Mutant, mutant};
 use crate::spec::{Class, Run};
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -336,7 +337,7 @@ impl Cluster {
         }
         if leaving {
             self.charge_leaving(queue, shape_id, -1);
-        } else {
+        } else if !mutant(Mutant::KeepCharge) {
             self.charge(queue, shape_id, run, -1);
         }
         let gang = self.tasks.runs.get(run).gang;

@@ -9,10 +9,11 @@
 //!   that can be given at once: whatever the others hold, they catch up from the rest. Each round
 //!   hands out a quarter of what is left, so rounds are as many as the logarithm of the tasks.
 //!
-//! What is free is counted in tasks of the class that fit on nodes it may use, at most as often as
+//! What is free is what the cluster has and what the limits of queues on the way up leave, the
+//! latter for those only who compete below that queue. In the cluster it is counted in tasks of the class that fit on nodes it may use, at most as often as
 //! is worth it for the tasks that wait.
 
-use super::share::{ONE, share};
+use super::share::amount_at;
 use super::tree::{Source, Tree};
 use crate::classes::ClassEntry;
 use crate::cluster::Cluster;
@@ -107,6 +108,19 @@ impl Slots {
     }
 }
 
+/// How many tasks the limits of this one queue leave.
+fn room(cluster: &Cluster, queue: u32, requests: &[(u32, i64)]) -> u64 {
+    let queue = &cluster.queues[queue as usize];
+    let limited = requests
+        .iter()
+        .filter(|(r, _)| queue.limit[*r as usize] != i64::MAX);
+    let rooms = limited.map(|(r, amount)| {
+        let left = i128::from(queue.limit[*r as usize]) - queue.used[*r as usize];
+        u64::try_from(left.max(0) / i128::from(*amount)).unwrap_or(u64::MAX)
+    });
+    rooms.min().unwrap_or(u64::MAX)
+}
+
 /// Nothing but amounts and node properties decides where it fits.
 fn only_amounts(entry: &ClassEntry) -> bool {
     let spec = entry.class.spec();
@@ -125,31 +139,37 @@ impl Tree {
         let mut until_next = u64::MAX;
         let mut until_guarantee = u64::MAX;
         let mut part = WHOLE;
+        let owned = |tasks: u64, part: u128| u128::from(tasks / PART) * part / WHOLE;
+        let mut own = u128::MAX;
         let mut n = leaf;
         while n != 0 {
             let node = &self.nodes[n as usize];
+            if part < WHOLE {
+                let room = room(cluster, node.queue, &ask.requests);
+                own = own.min(owned(room, part));
+            }
             let above = &self.nodes[node.parent as usize];
+            // Whoever is below its guarantee puts all above it first, until it has it.
+            if let Some((d, amount)) = ask.dominant
+                && matches!(node.source, Source::Below | Source::Queue)
+            {
+                let queue = &cluster.queues[node.queue as usize];
+                let owed = i128::from(queue.guarantee[d as usize]) - queue.used[d as usize];
+                if owed > 0 {
+                    let tasks = (owed as u128).div_ceil(amount as u128);
+                    until_guarantee = until_guarantee.min(u64::try_from(tasks).unwrap_or(u64::MAX));
+                }
+            }
             if let Some((second, _)) = above.open.iter().nth(1) {
                 levels += 1;
                 part = part * u128::from(node.weight) / u128::from(above.open_weight.max(1));
-                if !node.key.late
-                    && let Some((d, amount)) = ask.dominant
-                {
-                    let queue = &cluster.queues[node.queue as usize];
-                    let owed = i128::from(queue.guarantee[d as usize]) - queue.used[d as usize];
-                    if owed > 0 {
-                        let tasks = (owed as u128).div_ceil(amount as u128);
-                        until_guarantee =
-                            until_guarantee.min(u64::try_from(tasks).unwrap_or(u64::MAX));
-                    }
-                }
                 until_next = match node.source {
                     Source::Below => 1,
                     _ if second.late && !node.key.late => u64::MAX,
                     _ => {
-                        let to = u128::from(second.share) * u128::from(node.weight)
-                            / u128::from(second.weight);
-                        self.passes(cluster, n, u64::try_from(to).unwrap_or(u64::MAX))
+                        // At the same level the older goes first.
+                        let older = second.age < node.key.age;
+                        self.reaches(cluster, n, second.level + u64::from(!older))
                     }
                 };
             }
@@ -165,34 +185,29 @@ impl Tree {
         };
         if most < head.count && head.count >= TASKS_MIN {
             let free = slots.count(cluster, head.ask, class, &ask.requests);
-            let own = u128::from(free / PART) * part / WHOLE;
+            own = own.min(owned(free, part));
             most = most.max(u64::try_from(own).unwrap_or(u64::MAX));
         }
-        u32::try_from(most.min(until_guarantee).max(1)).unwrap_or(u32::MAX)
+        if levels > 0 {
+            most = most.min(until_guarantee);
+        }
+        u32::try_from(most.max(1)).unwrap_or(u32::MAX)
     }
 
-    /// The least number of tasks after which the node's share is above `to`. Linear, as the node's
+    /// The least number of tasks after which the node has a level. In closed form, as the node's
     /// use is what it holds.
-    fn passes(&self, cluster: &Cluster, n: u32, to: u64) -> u64 {
+    fn reaches(&self, cluster: &Cluster, n: u32, to: u64) -> u64 {
         let node = &self.nodes[n as usize];
         let head = self.heads[node.head as usize];
         let held = self.held(cluster, node.queue, node.source);
         let each = self.asks[head.ask as usize].requests.iter();
-        each.map(|(r, amount)| {
-            let (r, total) = (*r as usize, cluster.total[*r as usize]);
-            if total <= 0 {
-                return u64::MAX;
-            }
-            // The least amount whose share is above `to`, as shares are rounded down.
-            let bound = (u128::from(to) + 1)
-                .saturating_mul(total.unsigned_abs())
-                .div_ceil(u128::from(ONE));
+        let counted = each.filter(|(r, _)| cluster.total[*r as usize] > 0);
+        let tasks = counted.map(|(r, amount)| {
+            let r = *r as usize;
+            let bound = amount_at(to, cluster.total[r], node.weight);
             let missing = bound.saturating_sub(held[r].max(0).unsigned_abs());
-            let tasks = missing.div_ceil(*amount as u128);
-            debug_assert!(share(bound as i128, total) > to || to >= super::share::MOST);
-            u64::try_from(tasks).unwrap_or(u64::MAX)
-        })
-        .min()
-        .unwrap_or(u64::MAX)
+            u64::try_from(missing.div_ceil(*amount as u128)).unwrap_or(u64::MAX)
+        });
+        tasks.min().unwrap_or(u64::MAX)
     }
 }

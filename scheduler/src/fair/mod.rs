@@ -14,6 +14,8 @@ pub(crate) mod check;
 pub(crate) mod limits;
 pub(crate) mod past;
 pub(crate) mod reclaim;
+#[cfg(test)]
+mod reclaim_tests;
 pub(crate) mod share;
 pub(crate) mod standing;
 pub(crate) mod tree;

@@ -6,7 +6,8 @@
 //!
 //! 1. `from`, and every queue above it up to and with B, still has its guarantee after the loss; and
 //! 2. either (a) some queue from `to` up to and with A stays within its guarantee after the gain, or
-//!    (b) A's dominant share for its weight after the gain is at most B's after the loss.
+//!    (b) `to` reclaims up to its share ([`Reclaim::PreemptToShare`]), and A's dominant share for
+//!    its weight after the gain is at most B's after the loss.
 //!
 //! **No sequence of moves comes back to where it was**, when what is lost equals what is gained, so
 //! there are no eviction loops. Two quantities show it:
@@ -30,10 +31,11 @@
 //! got by its turn because the other had much in the past would be taken from it again. Past use
 //! is the same before and after a move, so this only allows fewer moves.
 
-use super::share::{Key, share};
+use super::share::{level, share};
 use crate::cluster::Cluster;
 use crate::cluster::queues::Queue;
 use crate::cluster::states::NONE;
+use crate::spec::Reclaim;
 
 /// Whether there may be something at all to take from `from`, so that looking at its tasks is worth
 /// it: with the least of a loss.
@@ -104,6 +106,10 @@ fn allowed(
     if owed {
         return true;
     }
+    let rule = taker.spec.as_ref().map(|s| s.reclaim);
+    if rule != Some(Reclaim::PreemptToShare) {
+        return false;
+    }
     let (taker, giver) = (
         Sister::new(cluster, winners.last(), to),
         Sister::new(cluster, losers.last(), from),
@@ -113,7 +119,7 @@ fn allowed(
         let before = taker.level(cluster, &taken, &[], 1);
         let winner = taker.level(cluster, &taken, gain, 1);
         let loser = giver.level(cluster, &given, loss, -1);
-        (before.level(&winner), winner.level(&loser))
+        (before.cmp(&winner), winner.cmp(&loser))
     };
     let (rises, fits) = levels(&|_| Vec::new());
     if rises.is_ge() || fits.is_gt() {
@@ -167,7 +173,7 @@ impl<'a> Sister<'a> {
     }
 
     /// The dominant share for its weight after a change.
-    fn level(&self, cluster: &Cluster, past: &[i128], change: &[(u32, i64)], sign: i128) -> Key {
+    fn level(&self, cluster: &Cluster, past: &[i128], change: &[(u32, i64)], sign: i128) -> u64 {
         let (held, weight) = if self.with_below {
             let spec = self.queue.spec.as_ref();
             (&self.queue.used, spec.map_or(1, |s| s.weight.max(1)))
@@ -181,11 +187,6 @@ impl<'a> Sister<'a> {
             let past = past.get(r).copied().unwrap_or(0);
             share(held + past + sign * changed, *total)
         });
-        Key {
-            late: true,
-            share: parts.max().unwrap_or(0),
-            weight,
-            age: (0, 0),
-        }
+        level(parts.max().unwrap_or(0), weight)
     }
 }

@@ -72,8 +72,8 @@ pub fn standings(cluster: &Cluster, demands: &[Demand]) -> Vec<Standing> {
 }
 
 fn millionths(share: u64) -> u64 {
-    let exact = u128::from(share) * 1_000_000 / u128::from(ONE);
-    u64::try_from(exact).unwrap_or(u64::MAX)
+    let rounded = (u128::from(share) * 1_000_000 + u128::from(ONE / 2)) / u128::from(ONE);
+    u64::try_from(rounded).unwrap_or(u64::MAX)
 }
 
 /// What each queue would hold if it got all it asks for.
@@ -218,9 +218,9 @@ fn pour(all: u64, cups: &[(u64, u64, u64)]) -> Vec<u64> {
     };
     let least = sum(&|cup| cup.0);
     if least > u128::from(all) {
-        // More is guaranteed than there is: all get the same part of it.
-        let part = |cup: &(u64, u64, u64)| (u128::from(cup.0) * u128::from(all) / least) as u64;
-        return cups.iter().map(part).collect();
+        // More is guaranteed than there is: weights decide about it, as they do in the order.
+        let owed: Vec<_> = cups.iter().map(|cup| (0, cup.0, cup.2)).collect();
+        return pour(all, &owed);
     }
     // Levels are per weight in 2^-32 of the unit of shares, so that large weights lose nothing.
     let at = |level: u128| {

@@ -19,7 +19,7 @@
 
 use std::collections::BTreeSet;
 
-use super::share::{Key, share};
+use super::share::{Key, MOST, level, share, share_at};
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
 use crate::spec::Time;
@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pub open_weight: u64,
     /// Queues directly below that have no demands.
     idle: Vec<u32>,
+    /// What these hold, and the queue's own tasks if no own work waits, with weights.
+    still: Vec<(Parts, u32)>,
     /// Units, in order, and how many of them are done.
     pub units: Vec<u32>,
     pub at: usize,
@@ -61,8 +63,22 @@ pub(crate) struct Node {
     pub closed: bool,
     /// Somebody looks at the key: it, or a node above, has sisters.
     keyed: bool,
-    /// Shares per resource, as the parent adds them up.
-    vector: Vec<u64>,
+    /// What the parent adds up.
+    parts: Parts,
+}
+
+/// Shares per resource, and the largest.
+#[derive(Clone, Debug, Default)]
+struct Parts {
+    of: Vec<u64>,
+    most: u64,
+}
+
+impl Parts {
+    fn new(of: Vec<u64>) -> Self {
+        let most = of.iter().copied().max().unwrap_or(0);
+        Parts { of, most }
+    }
 }
 
 /// What the tree needs to know of a unit.
@@ -100,8 +116,7 @@ pub(crate) struct Tree {
 
 const FIRST: Key = Key {
     late: true,
-    share: 0,
-    weight: 1,
+    level: 0,
     age: (0, 0),
 };
 
@@ -130,13 +145,14 @@ impl Tree {
             open: BTreeSet::new(),
             open_weight: 0,
             idle: Vec::new(),
+            still: Vec::new(),
             units: Vec::new(),
             at: 0,
             key: FIRST,
             head: NONE,
             closed: false,
             keyed: false,
-            vector: Vec::new(),
+            parts: Parts::default(),
         });
         if parent != NONE {
             self.nodes[parent as usize].children.push(node);
@@ -194,6 +210,10 @@ impl Tree {
         for n in 0..self.nodes.len() {
             self.nodes[n].open.clear();
             self.nodes[n].open_weight = 0;
+            let node = &self.nodes[n];
+            if node.keyed && matches!(node.source, Source::Below) {
+                self.nodes[n].still = self.still(cluster, node);
+            }
         }
         for n in (0..self.nodes.len() as u32).rev() {
             self.renew(cluster, n);
@@ -264,11 +284,8 @@ impl Tree {
             let child = first.map(|(_, child)| &self.nodes[*child as usize]);
             (child.is_none(), child.map_or(NONE, |c| c.head))
         };
-        let mut key = Key {
-            weight: node.weight,
-            ..FIRST
-        };
-        let mut vector = Vec::new();
+        let mut key = FIRST;
+        let mut parts = Parts::default();
         if node.keyed {
             let dominant = self.dominant(head);
             if let Some(head) = self.heads.get(head as usize) {
@@ -281,13 +298,14 @@ impl Tree {
                     i128::from(queue.guarantee[d as usize]) > queue.used[d as usize]
                 });
             key.late = !below && first.is_none_or(|(key, _)| key.late);
-            (vector, key.share) = match node.source {
+            parts = match node.source {
                 Source::Below => self.scaled(cluster, node, dominant.map(|(d, _)| d)),
                 source => self.plain(cluster, node.queue, source),
             };
+            key.level = level(parts.most, node.weight);
         }
         let node = &mut self.nodes[n as usize];
-        (node.key, node.vector, node.closed, node.head) = (key, vector, closed, head);
+        (node.key, node.parts, node.closed, node.head) = (key, parts, closed, head);
     }
 
     /// What the unit asks for most.
@@ -312,70 +330,58 @@ impl Tree {
         each.map(|(r, held)| held + past.amount(r, *held)).collect()
     }
 
-    /// The same as shares; and the largest.
-    fn plain(&self, cluster: &Cluster, q: u32, source: Source) -> (Vec<u64>, u64) {
-        let each = self.held(cluster, q, source).into_iter();
-        let vector: Vec<u64> = each
-            .zip(&cluster.total)
-            .map(|(held, total)| share(held, *total))
-            .collect();
-        let most = vector.iter().copied().max().unwrap_or(0);
-        (vector, most)
+    /// The same as shares.
+    fn plain(&self, cluster: &Cluster, q: u32, source: Source) -> Parts {
+        let held = self.held(cluster, q, source);
+        let each = held.iter().zip(&cluster.total);
+        Parts::new(each.map(|(held, total)| share(*held, *total)).collect())
+    }
+
+    /// What is held below a node by those who are not in the tree.
+    fn still(&self, cluster: &Cluster, node: &Node) -> Vec<(Parts, u32)> {
+        let mut children = node.children.iter().map(|c| self.nodes[*c as usize].source);
+        let own = children.any(|source| matches!(source, Source::Own));
+        let own = (!own).then(|| (self.plain(cluster, node.queue, Source::Own), 1));
+        let idle = node.idle.iter().map(|queue| {
+            let spec = cluster.queues[*queue as usize].spec.as_ref();
+            let weight = spec.map_or(1, |s| s.weight.max(1));
+            (self.plain(cluster, *queue, Source::Queue), weight)
+        });
+        own.into_iter().chain(idle).collect()
     }
 
     /// What those below hold, scaled down to the one that has least.
-    fn scaled(&self, cluster: &Cluster, node: &Node, dominant: Option<u32>) -> (Vec<u64>, u64) {
+    fn scaled(&self, cluster: &Cluster, node: &Node, dominant: Option<u32>) -> Parts {
         let children = node.children.iter().map(|c| &self.nodes[*c as usize]);
-        let least = children
-            .clone()
-            .filter(|c| !c.closed)
-            .map(|c| c.key)
-            .min_by(Key::level);
+        let open = children.clone().filter(|c| !c.closed);
+        let least = open.map(|c| c.key.level).min();
         let mut sum = vec![0u128; self.live.len()];
-        let mut add = |vector: &[u64], share: u64, weight: u32| {
+        let mut add = |parts: &Parts, weight: u32| {
             // Children are at or above the least, unless they have nothing to place.
-            let to = least.map_or(share, |least| {
-                let to = u128::from(least.share) * u128::from(weight) / u128::from(least.weight);
-                u64::try_from(to).unwrap_or(u64::MAX).min(share)
-            });
+            let above = least.filter(|least| *least < level(parts.most, weight));
+            let to = above.map_or(parts.most, |least| share_at(least, weight));
             if to > 0 {
-                for (sum, part) in sum.iter_mut().zip(vector) {
-                    *sum += u128::from(*part) * u128::from(to) / u128::from(share);
+                for (sum, part) in sum.iter_mut().zip(&parts.of) {
+                    *sum += u128::from(*part) * u128::from(to) / u128::from(parts.most);
                 }
             }
         };
-        let mut own = false;
         for child in children {
-            add(&child.vector, child.key.share, child.weight);
-            own |= matches!(child.source, Source::Own);
+            add(&child.parts, child.weight);
         }
-        for queue in &node.idle {
-            let weight = cluster.queues[*queue as usize].spec.as_ref();
-            let (vector, share) = self.plain(cluster, *queue, Source::Queue);
-            add(&vector, share, weight.map_or(1, |s| s.weight.max(1)));
+        for (parts, weight) in &node.still {
+            add(parts, *weight);
         }
-        let queue = &cluster.queues[node.queue as usize];
-        if !own {
-            let (vector, share) = self.plain(cluster, node.queue, Source::Own);
-            add(&vector, share, 1);
-        }
-        let mut vector: Vec<u64> = sum
-            .iter()
-            .zip(&self.live)
-            .map(|(part, live)| {
-                let part = u64::try_from(*part).unwrap_or(u64::MAX);
-                if *live {
-                    part.min(super::share::MOST)
-                } else {
-                    0
-                }
-            })
-            .collect();
+        let part = |(part, live): (&u128, &bool)| {
+            let part = u64::try_from(*part).unwrap_or(MOST).min(MOST);
+            if *live { part } else { 0 }
+        };
+        let mut parts: Vec<u64> = sum.iter().zip(&self.live).map(part).collect();
         if let Some(d) = dominant {
             let d = d as usize;
-            vector[d] = vector[d].max(share(queue.used[d], cluster.total[d]));
+            let used = cluster.queues[node.queue as usize].used[d];
+            parts[d] = parts[d].max(share(used, cluster.total[d]));
         }
-        let most = vector.iter().copied().max().unwrap_or(0);
-        (vector, most)
+        Parts::new(parts)
     }
 }

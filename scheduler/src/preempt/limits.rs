@@ -33,10 +33,12 @@ impl Search<'_> {
             let Some((_, chosen)) = cover(&lack, &units) else {
                 return false;
             };
-            // Where one may not be reclaimed any more, choose again without its queue.
-            if chosen.iter().all(|u| self.evict(&units[*u])) {
+            let refused = chosen.iter().find_map(|u| self.evict(&units[*u]).err());
+            let Some(slot) = refused else {
                 return true;
-            }
+            };
+            // Choose again without its queue.
+            self.rank.close_queue(self.cluster, slot);
         }
     }
 

@@ -12,10 +12,10 @@
 //! **Never a cycle.** Inside a queue a task is only evicted by one that comes before it by the
 //! queue's own order (priority; or priority and then shorter remaining time, by more than what the
 //! eviction loses), and eviction only adds to what remains of the victim. Those relations are strict
-//! orders, so along a chain of evictions A by B by C ... no task comes back. Between queues
-//! `may_reclaim` holds before every single eviction; [`crate::fair::reclaim`] shows that what it
-//! allows comes to an end while the demands do not change.
-//! A task placed in this cycle is no victim in it.
+//! orders, so along a chain of evictions A by B by C ... no task comes back. Orders by age and by
+//! expected time alone evict nobody: the victim would be the first to come again. Between queues
+//! every single eviction is asked about with what really goes (`fair::reclaim`, which has the proof
+//! that such moves never come back to where they were). A task placed in this cycle is no victim in it.
 //!
 //! **Work** is bounded by the budget: one unit per queue and priority asked about, per task and per
 //! node looked at. When nobody may be evicted and nobody leaves, the answer costs no more than
@@ -48,6 +48,8 @@ pub(crate) struct Want<'a> {
     /// Who pays.
     pub queue: u32,
     pub priority: i32,
+    /// [`crate::Options::restart`].
+    pub restart: Time,
     pub demand: &'a Demand,
 }
 

@@ -3,6 +3,8 @@
 use super::cost::{self, Weigh};
 use super::cover::{Unit, cover};
 use super::search::{Move, Search};
+use crate::mutant::{Mutant, mutant};
+use crate::side::rules::Room;
 
 impl Search<'_> {
     /// What a node has of the amounts asked for, once those that leave are gone; may be negative.
@@ -12,7 +14,12 @@ impl Search<'_> {
         let at = n * self.cluster.stride;
         let each = self.shape.requests.iter().map(|(r, _)| *r as usize);
         each.map(|r| {
-            i128::from(capacity[r]) - self.cluster.used[at + r] + self.cluster.leaving[at + r]
+            let leaving = match self.cluster.leaving[at + r] {
+                _ if mutant(Mutant::ForgetLeaving) => 0,
+                leaving if mutant(Mutant::CountLeavingTwice) => 2 * leaving,
+                leaving => leaving,
+            };
+            i128::from(capacity[r]) - self.cluster.used[at + r] + leaving
         })
         .collect()
     }
@@ -59,7 +66,7 @@ impl Search<'_> {
             self.cluster,
             shape,
             tasks.runs.get(task.run),
-            self.now,
+            (self.now, self.want.restart),
             lowest,
         )
     }
@@ -69,12 +76,12 @@ impl Search<'_> {
     pub fn unit(&self, slot: u32, counts: impl Fn(u32) -> bool) -> Option<Unit> {
         let tasks = &self.cluster.tasks;
         let mut slots = match tasks.gangs.get(&self.gang_of(slot)) {
-            Some(members) => members
+            Some(members) if !mutant(Mutant::SplitGang) => members
                 .iter()
                 .copied()
                 .filter(|s| !self.leaves(*s))
                 .collect(),
-            None => vec![slot],
+            _ => vec![slot],
         };
         slots.sort_unstable();
         let may = |s: &u32| self.rank.may_evict(self.cluster, self.want, *s, self.now);
@@ -92,6 +99,10 @@ impl Search<'_> {
             }
         }
         let cost = match self.weigh {
+            Weigh::Work if mutant(Mutant::DearestFirst) => -slots
+                .iter()
+                .map(|s| self.cost(*s, self.rank.lowest))
+                .sum::<i128>(),
             Weigh::Work => slots.iter().map(|s| self.cost(*s, self.rank.lowest)).sum(),
             Weigh::Number => slots.len() as i128,
         };
@@ -246,9 +257,18 @@ impl Search<'_> {
         Some((chosen.iter().map(|u| units[*u].cost).sum(), chosen))
     }
 
-    /// How many of `want` every node rule allows; `None` for none.
+    /// How many of `want` every rule about the node and about tasks there allows; `None` for none.
+    /// Tasks that leave still count for rules between tasks. Bounds that are no must are none here.
     pub fn allowed(&self, node: u32, want: u32) -> Option<u32> {
         let mut n = want;
+        if let Some(rules) = &self.rules {
+            let side = &self.cluster.side;
+            n = match rules.room(side, node, want) {
+                Room::Open(n) => n,
+                Room::Never(_) => 0,
+                Room::Later(..) => u32::from(rules.against(side, node).is_none()),
+            };
+        }
         for veto in self.vetoes {
             if n > 0 {
                 n = n.min(veto.room(self.cluster, node, self.want.class, n));

@@ -15,13 +15,13 @@ use super::{Eviction, Want};
 use crate::classes::Shape;
 use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, TaskId};
-use crate::fair::reclaim::may_reclaim;
 use crate::place::{Budget, Veto};
+use crate::side::rules::Rules;
 use crate::spec::Time;
 
 /// Nodes on which victims are weighed against each other, beyond those that are needed. More of them
 /// would find cheaper victims at a cost that grows with the cluster.
-const NODES_MAX: usize = 512;
+const NODES_MAX: usize = 256;
 
 /// Tasks that could go to one node, and who leaves it for them.
 #[derive(Clone, Debug)]
@@ -74,6 +74,8 @@ pub(crate) struct Search<'a> {
     pub weigh: Weigh,
     pub budget: &'a mut Budget,
     pub vetoes: &'a [&'a dyn Veto],
+    /// What other tasks mean for the class, if anything; kept up while tasks are taken.
+    pub rules: Option<Rules>,
     pub shape: Shape,
     pub shape_id: u32,
     pub run: u32,
@@ -102,6 +104,7 @@ impl<'a> Search<'a> {
         entry.learn(&cluster.profiles);
         let shape_id = entry.shape;
         let shape = cluster.tasks.shapes.get(shape_id).clone();
+        let rules = Rules::of(cluster, want.class);
         let (run, _) = cluster.tasks.runs.intern(want.demand.starts(now));
         cluster.tasks.runs.keep(run, 1);
         Search {
@@ -112,6 +115,7 @@ impl<'a> Search<'a> {
             weigh,
             budget,
             vetoes,
+            rules,
             shape,
             shape_id,
             run,
@@ -270,12 +274,14 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Whether the class may use a node, and would fit if it were empty.
     pub fn suits(&self, node: u32) -> bool {
         let profile = self.cluster.nodes[node as usize].profile;
         profile != NONE
             && self.cluster.classes.all[self.want.class as usize]
                 .suits
                 .contains(profile as usize)
+            && self.cluster.profiles.all[profile as usize].could_hold(&self.shape.requests)
     }
 
     /// Whether nodes of this state hold a task of the class as they are.
@@ -292,7 +298,14 @@ impl<'a> Search<'a> {
     /// reclaimed any more or a node rule forbids it.
     pub fn commit(&mut self, step: &Move) -> bool {
         let before = self.chosen.len();
-        let mut go = step.units.iter().all(|unit| self.evict(unit));
+        let mut go = true;
+        for unit in &step.units {
+            if let Err(slot) = self.evict(unit) {
+                self.rank.close(self.cluster, slot);
+                go = false;
+                break;
+            }
+        }
         // Rules are asked with the victims on their way out, since these may be what they are about.
         if go && !step.units.is_empty() {
             let allowed = self.allowed(step.node, step.count).unwrap_or(0);
@@ -305,6 +318,7 @@ impl<'a> Search<'a> {
             for unit in self.chosen.split_off(before).iter().rev() {
                 self.stay(unit);
             }
+            self.rank.changed();
             return false;
         }
         // Each reclaim is judged for one task; more of them may use the room as borrowers do.
@@ -323,23 +337,25 @@ impl<'a> Search<'a> {
         self.cluster.tasks.slots[slot as usize].queue
     }
 
-    /// False, and nothing done, when one of the unit may not be reclaimed any more.
-    pub fn evict(&mut self, unit: &Unit) -> bool {
+    /// Lets a unit leave; where one of it may not be reclaimed any more nothing is done, and that
+    /// one is the answer.
+    pub fn evict(&mut self, unit: &Unit) -> Result<(), u32> {
         for (i, slot) in unit.slots.iter().enumerate() {
-            let (from, to) = (self.queue_of(*slot), self.want.queue);
-            let shape = self.cluster.tasks.slots[*slot as usize].shape;
-            let loss = &self.cluster.tasks.shapes.get(shape).requests;
-            if from != to && !may_reclaim(self.cluster, from, loss, to, &self.shape.requests) {
-                self.rank.open.insert(from, false);
+            self.rank.changed();
+            if self.queue_of(*slot) != self.want.queue
+                && !self.rank.may_reclaim(self.cluster, self.want, *slot)
+            {
                 for slot in unit.slots[..i].iter().rev() {
                     self.cluster.stay(self.cluster.tasks.id(*slot));
                 }
-                return false;
+                self.rank.changed();
+                return Err(*slot);
             }
             self.cluster.leave(self.cluster.tasks.id(*slot));
         }
+        self.rank.changed();
         self.chosen.push(unit.clone());
-        true
+        Ok(())
     }
 
     pub fn stay(&mut self, unit: &Unit) {
@@ -358,8 +374,12 @@ impl<'a> Search<'a> {
             count,
             |task| taken.push(task),
         );
+        if let Some(rules) = &mut self.rules {
+            rules.took(&self.cluster.side, node, count);
+        }
         *self.places.entry(node).or_insert(0) += count;
         self.caps.remove(&node);
+        self.rank.changed();
         self.left -= count;
     }
 }

@@ -149,8 +149,20 @@ pub(crate) fn place(
         }
         take(cluster, node, n, &mut placed);
         left -= n;
-        for i in rules.took(&cluster.side, node, n) {
-            held.look(&rules, &cluster.side, i);
+        let risen = rules.took(&cluster.side, node, n);
+        for i in &risen {
+            held.look(&rules, &cluster.side, *i);
+        }
+        if !risen.is_empty()
+            && let Some(index) = &mut source.index
+        {
+            // What was parked while its domains had enough may be open now.
+            let entry = &mut cluster.classes.all[class as usize];
+            for (_, parked) in entry.parked.iter_mut().filter(|(p, _)| *p == ask.policy) {
+                for entry in parked.all() {
+                    index.put_back(entry);
+                }
+            }
         }
         let state = cluster.states.of_node[node as usize];
         if left > 0

@@ -100,7 +100,7 @@ impl Fleet {
         let placed = outcome.placements.len() as u32;
         let fits = self.nodes.keys().any(|name| self.fits(name, amount));
         assert!(placed == count || !fits, "{amount} fits and waits");
-        let why = explain(&mut self.cluster, &class(amount), queue);
+        let why = explain(&mut self.cluster, &class(amount), queue, 1);
         assert_eq!(why.blockers.is_empty(), fits, "{why:?}");
         placed
     }
@@ -140,7 +140,7 @@ fn amounts_between_whole_devices_never_fit_and_that_is_said() {
     fleet.node("a", 4);
     assert_eq!(fleet.place(1500, 1), 0);
     let queue = fleet.cluster.queue("q");
-    let why = explain(&mut fleet.cluster, &class(1500), queue);
+    let why = explain(&mut fleet.cluster, &class(1500), queue, 1);
     assert!(why.never);
     let lower = vec![(GPU.to_string(), 1500, 1000)];
     assert_eq!(why.change, Some(Change::Lower(lower)));

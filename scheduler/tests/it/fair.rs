@@ -263,3 +263,90 @@ fn no_nodes_no_capacity_and_queues_on_no_tree() {
     resize(&mut c, &[("cpu", 9)]);
     assert_eq!(causes(&mut c), others);
 }
+
+fn guaranteed(cluster: &mut Cluster, name: &str, parent: &str, weight: u32, cpu: i64) -> QueueId {
+    let spec = QueueSpec {
+        parent: (!parent.is_empty()).then(|| parent.to_string()),
+        weight,
+        guarantee: amounts(&[("cpu", cpu)]),
+        ..QueueSpec::default()
+    };
+    cluster.set_queue(name, Some(spec))
+}
+
+#[test]
+fn standings_say_what_is_borrowed_lent_and_fair() {
+    let mut c = cluster(&[("cpu", 100)]);
+    let a = guaranteed(&mut c, "a", "", 1, 60);
+    let b = guaranteed(&mut c, "b", "", 3, 10);
+    let cpu = class(&[("cpu", 1)]);
+    assert_eq!(
+        run(&mut c, &[Demand::new(1, cpu.clone(), b, 95)], 0),
+        vec![95]
+    );
+    let all = standings(&c, &[Demand::new(2, cpu, a, 70)]);
+    assert_eq!(all[0].queue, a);
+    assert_eq!(all[0].guaranteed, amounts(&[("cpu", 60)]));
+    // 5 are free, so 55 of its 60 are with others.
+    assert_eq!(all[0].lent, amounts(&[("cpu", 55)]));
+    assert_eq!((all[0].waiting, all[0].dominant_share), (70, 0));
+    assert_eq!(all[1].borrowed, amounts(&[("cpu", 85)]));
+    assert_eq!(all[1].dominant.as_deref(), Some("cpu"));
+    assert_eq!(all[1].dominant_share, 950_000);
+    // Its weight would make 25 of a; its guarantee makes 60, and leaves 40.
+    let fair: Vec<u64> = all.iter().map(|s| s.fair_share / 1000).collect();
+    assert_eq!(fair, vec![600, 400]);
+}
+
+#[test]
+fn guarantees_above_what_there_is_are_shared_by_weight() {
+    let mut c = cluster(&[("cpu", 50)]);
+    let a = guaranteed(&mut c, "a", "", 1, 100);
+    let b = guaranteed(&mut c, "b", "", 1, 400);
+    let cpu = class(&[("cpu", 1)]);
+    let demands = [
+        Demand::new(1, cpu.clone(), a, 1000),
+        Demand::new(2, cpu, b, 1000),
+    ];
+    assert_eq!(run(&mut c, &demands, 0), vec![25, 25]);
+    let all = standings(&c, &demands);
+    let fair: Vec<u64> = all.iter().map(|s| s.fair_share / 1000).collect();
+    assert_eq!(fair, vec![500, 500]);
+}
+
+#[test]
+fn shares_follow_what_the_cluster_has() {
+    let mut c = cluster(&[("cpu", 100), ("gpu", 10)]);
+    let (a, b) = (queue(&mut c, "a", "", 1), queue(&mut c, "b", "", 1));
+    let with_gpu = class(&[("cpu", 1), ("gpu", 1)]);
+    let cpu = class(&[("cpu", 1)]);
+    assert_eq!(run(&mut c, &[Demand::new(1, with_gpu, a, 5)], 0), vec![5]);
+    let both = [
+        Demand::new(2, cpu.clone(), a, 1000),
+        Demand::new(3, cpu, b, 1000),
+    ];
+    // Half of the GPUs counts as much as half of the CPUs.
+    assert_eq!(run(&mut c.clone(), &both, 0), vec![45, 50]);
+    // With more of them, its CPUs are what a has most of.
+    resize(&mut c, &[("cpu", 100), ("gpu", 1000)]);
+    assert_eq!(run(&mut c.clone(), &both, 0), vec![45, 50]);
+    resize(&mut c, &[("cpu", 60), ("gpu", 6)]);
+    assert_eq!(run(&mut c, &both, 0), vec![5, 50]);
+}
+
+#[test]
+fn a_removed_queue_is_no_sister_any_more() {
+    let mut c = cluster(&[("cpu", 90)]);
+    queue(&mut c, "top", "", 1);
+    let a = queue(&mut c, "a", "top", 1);
+    let b = queue(&mut c, "b", "top", 1);
+    let d = queue(&mut c, "d", "", 1);
+    let cpu = class(&[("cpu", 1)]);
+    let of = |q: QueueId| Demand::new(u64::from(q == a), cpu.clone(), q, 1000);
+    c.set_queue("top", None);
+    let alone = run(&mut c.clone(), &[of(a), of(b), of(d)], 0);
+    assert_eq!(alone, vec![0, 0, 90]);
+    queue(&mut c, "top", "", 2);
+    c.set_queue("b", None);
+    assert_eq!(run(&mut c, &[of(a), of(b), of(d)], 0), vec![60, 0, 30]);
+}

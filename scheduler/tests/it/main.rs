@@ -4,8 +4,12 @@
 mod devices;
 mod fair;
 mod fair_oracle;
+mod history;
 mod model;
 mod packing;
+mod preempt;
 mod random;
 mod side;
 mod stories;
+mod time;
+mod world;

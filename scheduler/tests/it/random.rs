@@ -293,12 +293,15 @@ impl Pair {
     }
 
     fn explained(&mut self, queue: &str, demand: &Demand, class: &ClassSpec, fits: bool) {
-        let why = explain(&mut self.real, &demand.class, demand.queue);
+        let why = explain(&mut self.real, &demand.class, demand.queue, 1);
         assert!(!why.blockers.is_empty(), "waits without a reason");
         let m = &self.model;
         let count = |f: &dyn Fn(&String) -> bool| m.nodes.keys().filter(|n| f(n)).count() as u32;
         for blocker in &why.blockers {
             match blocker {
+                Blocker::QueueDetached(_) | Blocker::TooFewTogether { .. } => {
+                    panic!("{blocker:?}: there is none of that here")
+                }
                 Blocker::NoNodes => assert!(m.nodes.is_empty()),
                 Blocker::QueueMissing => assert!(!m.queues.contains_key(queue)),
                 Blocker::QueueLimit {
@@ -306,6 +309,7 @@ impl Pair {
                     limit,
                     used,
                     request,
+                    ..
                 } => {
                     assert_eq!(*used, m.queue_used(queue, resource));
                     assert!(used + request > *limit);
@@ -381,7 +385,8 @@ impl Pair {
             }),
             Some(Change::RaiseQueueLimit(raises)) => {
                 assert!(fits);
-                for (resource, _, to) in raises {
+                for (named, resource, _, to) in raises {
+                    assert_eq!(named, queue);
                     model
                         .queues
                         .get_mut(queue)
@@ -392,8 +397,7 @@ impl Pair {
                 assert!(model.queue_allows(queue, class));
                 return;
             }
-            Some(Change::CreateQueue) => return,
-            None => return,
+            Some(Change::CreateQueue | Change::LowerTogether { .. }) | None => return,
         }
         changed.ports.clear();
         let helped = model.nodes.keys().any(|n| model.fits(n, &changed));

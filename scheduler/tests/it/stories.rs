@@ -119,7 +119,7 @@ fn the_nearest_fit_is_named() {
     let mut c = cluster(Policy::BinPack, &[("a", 16, 64), ("b", 4, 64)]);
     run(&mut c, &[(class(12, 1), 0, 0, 1)]);
     let queue = c.queue("q");
-    let why = explain(&mut c, &Class::new(class(8, 8)), queue);
+    let why = explain(&mut c, &Class::new(class(8, 8)), queue, 1);
     assert_eq!(
         why.blockers,
         vec![Blocker::InsufficientResource {
@@ -137,7 +137,7 @@ fn the_nearest_fit_is_named() {
 fn what_never_fits_is_said_and_what_would() {
     let mut c = cluster(Policy::BinPack, &[("a", 16, 64)]);
     let queue = c.queue("q");
-    let why = explain(&mut c, &Class::new(class(100, 8)), queue);
+    let why = explain(&mut c, &Class::new(class(100, 8)), queue, 1);
     assert!(why.never);
     assert_eq!(
         why.change,
@@ -169,7 +169,7 @@ fn huge_requests_are_refused_without_overflow() {
         );
     }
     assert_eq!(check(&c), Vec::<String>::new());
-    let why = explain(&mut c, &Class::new(class(1, 1)), queue);
+    let why = explain(&mut c, &Class::new(class(1, 1)), queue, 1);
     assert!(!why.blockers.is_empty());
 }
 
@@ -276,12 +276,13 @@ fn only_what_ends_in_time_passes_the_first_that_waits() {
         whole(&mut c, 2, 1, 51),
         whole(&mut c, 3, 1, 50),
     ];
+    let late = cycle(&mut c.clone(), &demands[..2], 0, Options::default());
+    assert_eq!(late.waiting[1].cause, Cause::Reserved);
     let outcome = cycle(&mut c, &demands, 0, Options::default());
     let placed: Vec<u32> = outcome.placements.iter().map(|p| p.demand).collect();
     assert_eq!(placed, [2]);
     let at: Vec<_> = outcome.reservations.iter().map(|r| r.start).collect();
     assert_eq!(at, [50]);
-    assert_eq!(outcome.waiting[1].cause, Cause::Reserved);
     assert_eq!(check(&c), Vec::<String>::new());
 }
 
@@ -338,4 +339,37 @@ fn a_higher_priority_takes_the_place_of_what_loses_least() {
     let equal = Demand::new(2, Class::new(class(4, 0)), queue, 1);
     let again = cycle(&mut c, &[equal], 101, Options::default());
     assert_eq!((again.placements.len(), again.evictions.len()), (0, 0));
+}
+
+#[test]
+fn a_gang_that_fits_in_part_is_told_how_many_would() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8), ("b", 4, 8)]);
+    busy(&mut c, &[("a", 70)]);
+    let queue = c.queue("q");
+    let why = explain(&mut c, &Class::new(class(2, 0)), queue, 3);
+    assert_eq!(
+        why.blockers,
+        [Blocker::TooFewTogether { needed: 3, fit: 2 }]
+    );
+    assert_eq!(why.change, Some(Change::LowerTogether { from: 3, to: 2 }));
+    let holders: Vec<_> = why.holders.iter().map(|h| (h.tasks, h.end)).collect();
+    assert_eq!(holders, [(1, 70)]);
+}
+
+#[test]
+fn a_limit_above_is_told_with_the_queue_that_has_it() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8)]);
+    let below = QueueSpec {
+        parent: Some("q".into()),
+        ..QueueSpec::default()
+    };
+    let queue = c.set_queue("below", Some(below));
+    let above = QueueSpec {
+        limit: amounts(1, 8),
+        ..QueueSpec::default()
+    };
+    c.set_queue("q", Some(above));
+    let why = explain(&mut c, &Class::new(class(2, 0)), queue, 1);
+    let raise = ("q".to_string(), "cpu".to_string(), 1, 2);
+    assert_eq!(why.change, Some(Change::RaiseQueueLimit(vec![raise])));
 }

@@ -5,6 +5,7 @@ pub mod batsim;
 mod csv;
 pub mod events;
 pub mod openb;
+pub mod philly;
 pub mod swf;
 
 use std::collections::BTreeMap;
@@ -191,6 +192,13 @@ pub const FORMATS: &[Format] = &[
         load: LoadRule::Stretch,
         node: batsim::node,
         help: "JSON workload of Batsim with delay profiles",
+    },
+    Format {
+        name: "philly",
+        read: philly::read,
+        load: LoadRule::Stretch,
+        node: philly::node,
+        help: "Gavel's traces of deep learning jobs, drawn from the Philly trace",
     },
     Format {
         name: "events",

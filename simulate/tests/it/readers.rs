@@ -2,7 +2,7 @@
 
 use rota_scheduler::{NEVER, Operator};
 use rota_simulate::load;
-use rota_simulate::trace::{LoadRule, batsim, openb, swf};
+use rota_simulate::trace::{LoadRule, batsim, openb, philly, swf};
 use rota_simulate::{GPU, GPU_MODEL, nodes};
 
 #[test]
@@ -130,4 +130,21 @@ fn load_stretches_arrivals() {
     let mut trace = crate::tools::swf(&[(0, 10, 2, 9), (10, 10, 2, 9)]);
     load::apply(&mut trace, LoadRule::Stretch, &crate::tools::cpus(4), 50, 0);
     assert_eq!(trace.jobs[1].submit, 20_000);
+}
+
+#[test]
+fn gavel_traces() {
+    let text = "A3C\tcd x && run\t-n\t1\t5680\t7.5\t2\nUnknown\tc\t-n\t1\t9\t0\t1\nA3C\tc\t-n\t1\t9\t0\t0\n";
+    let trace = philly::read(text).unwrap();
+    let [job] = trace.jobs.as_slice() else {
+        panic!("{trace:?}");
+    };
+    // 5680 steps at 5.68 per second and GPU.
+    assert_eq!(
+        (job.submit, job.run(0), job.count, job.min),
+        (7500, 500_000, 2, 2)
+    );
+    assert_eq!(trace.rejected.values().sum::<u64>(), 2);
+    let error = philly::read("A3C\tc\t-n\t1\tmany\t0\t1").unwrap_err();
+    assert_eq!(error.expected, "a number of steps");
 }

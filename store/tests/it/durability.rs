@@ -70,9 +70,14 @@ fn child_writer() {
 }
 
 pub fn child(dir: &Path) -> Command {
+    child_of("durability::child_writer", dir)
+}
+
+/// This binary, to run one of its writers; an ignored one too.
+pub fn child_of(writer: &str, dir: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "durability::child_writer", "--nocapture"])
+        .args(["--exact", writer, "--include-ignored", "--nocapture"])
         .env(CHILD_DIR, dir)
         .stdout(Stdio::piped())
         .stderr(Stdio::null());

@@ -3,8 +3,11 @@
 
 mod conformance;
 mod durability;
+#[cfg(feature = "etcd")]
+mod members;
 mod model;
 #[cfg(feature = "etcd")]
 mod outage;
 mod powercut;
+mod powercut_redb;
 mod support;

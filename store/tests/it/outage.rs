@@ -16,7 +16,7 @@ async fn a_frozen_etcd_is_reported_soon_and_everything_recovers() {
     let store: Arc<dyn Store> = etcd.connect("outage").await;
     let from = create(&store, "/o/a", "x").await;
     let mut watch = store.watch(from).await.unwrap();
-    etcd.signal("STOP");
+    etcd.freeze();
     let write = || Txn {
         guards: vec![],
         writes: vec![put("/o/b", "x")],
@@ -52,7 +52,7 @@ async fn a_frozen_etcd_is_reported_soon_and_everything_recovers() {
         }
     };
     assert!(matches!(ended, StoreError::Unavailable(_)), "{ended:?}");
-    etcd.signal("CONT");
+    etcd.thaw();
     let deadline = Instant::now() + PATIENCE;
     let version = loop {
         match store.commit(write()).await {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rota_store::{EmbeddedStore, Store};
 
-use crate::durability::{Acked, CHILD_DIR, CHILD_WRITES, check, child, copy, note};
+use crate::durability::{Acked, CHILD_DIR, CHILD_WRITES, check, child_of, copy, note};
 use crate::support::options;
 
 const PAGE: usize = 4096;
@@ -401,13 +401,13 @@ fn write_sparse(path: &Path, bytes: &[u8]) {
     }
 }
 
-fn trace(dir: &Path, trace: &Path, writes: usize) -> bool {
+fn trace(writer: &str, dir: &Path, trace: &Path, writes: usize) -> bool {
     let found = Command::new("strace").arg("-V").output();
     if !found.is_ok_and(|output| output.status.success()) {
         eprintln!("skipped: strace is not installed");
         return false;
     }
-    let plain = child(dir);
+    let plain = child_of(writer, dir);
     let status = Command::new("strace")
         .args(["-f", "-y", "-xx", "-s", "100000000", "-e", CALLS, "-o"])
         .arg(trace)
@@ -425,8 +425,33 @@ fn trace(dir: &Path, trace: &Path, writes: usize) -> bool {
     status.success()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn acknowledged_writes_survive_a_power_cut() {
+/// Every other cut is at a random call; those between come just before a sync is done, when a whole
+/// group is written and none of it is certain.
+fn cut_of(run: usize, steps: &[Step], random: &mut Random) -> usize {
+    let anywhere = random.below(steps.len() + 1);
+    if run.is_multiple_of(2) {
+        return anywhere;
+    }
+    let is_sync = |step: &Step| matches!(step, Step::Synced { .. });
+    let next = steps[anywhere.min(steps.len() - 1)..]
+        .iter()
+        .position(is_sync);
+    next.map_or(anywhere, |next| anywhere + next)
+}
+
+/// What a writer left after one cut.
+pub struct Image {
+    /// The directory; gone when this is dropped.
+    pub dir: tempfile::TempDir,
+    /// What was acknowledged before the cut.
+    pub acked: Acked,
+    /// Says which cut it is.
+    pub name: String,
+}
+
+/// Cuts the power of a writer at `ROTA_POWERCUT_RUNS` moments, from `ROTA_POWERCUT_SEED` on, and gives
+/// each image to `judge`. `false`, with the reason printed, where nothing can be traced.
+pub async fn campaign(writer: &str, mut judge: impl AsyncFnMut(&Image)) -> bool {
     let runs: usize =
         std::env::var("ROTA_POWERCUT_RUNS").map_or(RUNS, |runs| runs.parse().unwrap());
     let seed: u64 =
@@ -434,8 +459,8 @@ async fn acknowledged_writes_survive_a_power_cut() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path().canonicalize().unwrap().join("store");
     let log = scratch.path().join("trace");
-    if !trace(&root, &log, 60) {
-        return;
+    if !trace(writer, &root, &log, 60) {
+        return false;
     }
     let text = std::fs::read_to_string(&log).unwrap();
     let steps = parse(&text, &root);
@@ -449,9 +474,7 @@ async fn acknowledged_writes_survive_a_power_cut() {
         "{acks} acknowledgements in {} steps",
         steps.len()
     );
-    // How often the database without our mending would not have come back.
-    let compare = std::env::var_os("ROTA_POWERCUT_COMPARE").is_some();
-    let (mut opened, mut covered, mut refused) = (0, 0, 0);
+    let mut covered = 0;
     for run in 0..runs {
         let mut random = Random(
             seed.wrapping_add(run as u64)
@@ -461,30 +484,45 @@ async fn acknowledged_writes_survive_a_power_cut() {
         for _ in 0..8 {
             random.next();
         }
-        let cut = random.below(steps.len() + 1);
-        let image = tempfile::tempdir_in("/dev/shm")
+        let cut = cut_of(run, &steps, &mut random);
+        let dir = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
-        let acked = rebuild(&steps, cut, &root, image.path(), &mut random);
-        if compare && image.path().join("db").exists() {
+        let acked = rebuild(&steps, cut, &root, dir.path(), &mut random);
+        covered += acked.len();
+        let name = format!("run {run} (seed {seed}), cut {cut}");
+        judge(&Image { dir, acked, name }).await;
+    }
+    println!(
+        "{writer}: {runs} cuts in {} steps, {covered} acknowledged keys",
+        steps.len()
+    );
+    true
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_writes_survive_a_power_cut() {
+    // How often the database without our mending would not have come back.
+    let compare = std::env::var_os("ROTA_POWERCUT_COMPARE").is_some();
+    let mut refused = 0;
+    let judge = async |image: &Image| {
+        let db = image.dir.path().join("db");
+        if compare && db.exists() {
             let bare = tempfile::tempdir().unwrap();
-            copy(&image.path().join("db"), bare.path());
+            copy(&db, bare.path());
             if let Err(error) = fjall::Database::builder(bare.path()).open() {
-                println!("run {run}: the bare database refuses: {error}");
+                println!("{}: the bare database refuses: {error}", image.name);
                 refused += 1;
             }
         }
         // Twice: what the first opening mended must hold for the second.
         for _ in 0..2 {
-            let store: Arc<dyn Store> = EmbeddedStore::open(image.path(), options())
-                .unwrap_or_else(|error| panic!("run {run} (seed {seed}), cut {cut}: {error}"));
-            check(&store, &acked).await;
+            let store: Arc<dyn Store> = EmbeddedStore::open(image.dir.path(), options())
+                .unwrap_or_else(|error| panic!("{}: {error}", image.name));
+            check(&store, &image.acked).await;
         }
-        opened += 1;
-        covered += acked.len();
+    };
+    if campaign("durability::child_writer", judge).await && compare {
+        println!("{refused} refused by the bare database");
     }
-    println!(
-        "{opened} cuts in {} steps, {covered} acknowledged keys checked, {refused} refused by the bare database",
-        steps.len()
-    );
 }

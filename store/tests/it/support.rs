@@ -126,87 +126,163 @@ pub fn status(field: &str) -> u64 {
     number.unwrap_or(0)
 }
 
-/// An etcd of our own, on free ports, with its data in memory. A shell between us and it holds our
-/// pipe and kills it when the pipe closes, however this process ends.
+/// An etcd of our own, on free ports, with its data in memory.
 #[cfg(feature = "etcd")]
 pub struct Etcd {
     pub url: String,
-    /// Dropping it ends etcd; signals for it go in here.
-    pub leash: std::process::Child,
+    process: Leashed,
+}
+
+/// An etcd process behind a shell that holds our pipe: the shell passes signals on, and when the pipe
+/// closes, however this process ends, it kills etcd and removes its directory.
+#[cfg(feature = "etcd")]
+pub struct Leashed {
+    shell: std::process::Child,
+    /// Process id of etcd, whose parent is the shell.
+    pid: u32,
+}
+
+#[cfg(feature = "etcd")]
+impl Leashed {
+    /// Starts etcd with a directory of its own in memory, in addition to these arguments.
+    pub fn start(args: &[String]) -> Self {
+        use std::process::{Command, Stdio};
+        const SCRIPT: &str = "etcd \"$@\" >/dev/null 2>&1 & P=$!; echo $P; \
+             while read line; do kill -$line $P; done; kill -CONT $P; kill -9 $P; wait $P; rm -rf \"$DIR\"";
+        let base = std::path::Path::new("/dev/shm");
+        let mut dir = tempfile::Builder::new();
+        dir.prefix("rota-store-etcd-");
+        let dir = if base.is_dir() {
+            dir.tempdir_in(base)
+        } else {
+            dir.tempdir()
+        };
+        let dir = dir.unwrap().keep();
+        let mut shell = Command::new("sh")
+            .args(["-c", SCRIPT, "sh", "--data-dir"])
+            .arg(&dir)
+            .args(args)
+            .env("DIR", &dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let stdout = shell.stdout.as_mut().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut said).unwrap();
+        Self {
+            shell,
+            pid: said.trim().parse().unwrap(),
+        }
+    }
+
+    /// Waits until it takes connections; `false` if it ends instead.
+    pub fn listens(&self, port: u16) -> bool {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if self.threads_are("Z") {
+                return false;
+            }
+            assert!(std::time::Instant::now() < deadline, "etcd does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        true
+    }
+
+    fn signal(&mut self, name: &str) {
+        use std::io::Write as _;
+        let pipe = self.shell.stdin.as_mut().unwrap();
+        writeln!(pipe, "{name}").unwrap();
+    }
+
+    /// Whether every thread is in this state of proc(5).
+    fn threads_are(&self, state: &str) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The name before the state is in brackets and may itself hold some.
+            stat.rsplit_once(") ")
+                .is_none_or(|(_, rest)| rest.starts_with(state))
+        })
+    }
+}
+
+/// A port that was free a moment ago.
+#[cfg(feature = "etcd")]
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 #[cfg(feature = "etcd")]
 impl Etcd {
     /// `None`, with the reason printed, if etcd is not installed.
     pub fn start() -> Option<Self> {
-        use std::process::{Command, Stdio};
-        let found = Command::new("etcd").arg("--version").output();
+        let found = std::process::Command::new("etcd").arg("--version").output();
         if !found.is_ok_and(|output| output.status.success()) {
             eprintln!("skipped: etcd is not installed");
             return None;
         }
-        let free = || {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap().port()
-        };
-        let base = std::path::Path::new("/dev/shm");
-        let base = if base.is_dir() {
-            base.to_owned()
-        } else {
-            std::env::temp_dir()
-        };
-        let dir = tempfile::Builder::new()
-            .prefix("rota-store-etcd-")
-            .tempdir_in(base)
-            .unwrap()
-            .keep();
-        let (client, peer) = (free(), free());
-        let script = format!(
-            "etcd --name t --data-dir {dir} --listen-client-urls http://127.0.0.1:{client} \
-             --advertise-client-urls http://127.0.0.1:{client} \
-             --listen-peer-urls http://127.0.0.1:{peer} \
-             --initial-advertise-peer-urls http://127.0.0.1:{peer} \
-             --initial-cluster t=http://127.0.0.1:{peer} >/dev/null 2>&1 & P=$!; \
-             while read line; do kill -$line $P; done; kill -CONT $P; kill -9 $P; wait $P; rm -rf {dir}",
-            dir = dir.display()
-        );
-        let leash = Command::new("sh")
-            .args(["-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(("127.0.0.1", client)).is_err() {
-            assert!(std::time::Instant::now() < deadline, "etcd does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Some(Self {
-            url: format!("http://127.0.0.1:{client}"),
-            leash,
-        })
+        // Between looking for a port and its use someone else may take it.
+        (0..5)
+            .find_map(|_| Self::launch())
+            .or_else(|| panic!("etcd does not start"))
     }
 
-    /// Sends a signal, `STOP` or `CONT`.
-    pub fn signal(&mut self, name: &str) {
-        use std::io::Write as _;
-        let pipe = self.leash.stdin.as_mut().unwrap();
-        writeln!(pipe, "{name}").unwrap();
+    fn launch() -> Option<Self> {
+        let (client, peer) = (free_port(), free_port());
+        let (url, peer) = (
+            format!("http://127.0.0.1:{client}"),
+            format!("http://127.0.0.1:{peer}"),
+        );
+        let args = [
+            "--name=t".to_owned(),
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=t={peer}"),
+        ];
+        let process = Leashed::start(&args);
+        process.listens(client).then_some(Self { url, process })
+    }
+
+    /// Stops etcd, and returns when none of its threads runs: the signal by itself only asks for
+    /// that, and a busy machine lets them go on for a while.
+    pub fn freeze(&mut self) {
+        self.process.signal("STOP");
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !self.process.threads_are("T") {
+            assert!(std::time::Instant::now() < deadline, "etcd does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets a frozen etcd go on.
+    pub fn thaw(&mut self) {
+        self.process.signal("CONT");
     }
 
     pub async fn connect(&self, prefix: &str) -> Arc<rota_store::EtcdStore> {
-        let options = rota_store::EtcdOptions {
+        connect(&rota_store::EtcdOptions {
             endpoints: vec![self.url.clone()],
             prefix: format!("/{prefix}"),
             history_time: Duration::ZERO,
             ..rota_store::EtcdOptions::default()
-        };
-        let deadline = std::time::Instant::now() + PATIENCE;
-        loop {
-            match rota_store::EtcdStore::connect(options.clone()).await {
-                Ok(store) => return store,
-                Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
-            }
+        })
+        .await
+    }
+}
+
+/// Connects as soon as etcd is ready.
+#[cfg(feature = "etcd")]
+pub async fn connect(options: &rota_store::EtcdOptions) -> Arc<rota_store::EtcdStore> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        match rota_store::EtcdStore::connect(options.clone()).await {
+            Ok(store) => return store,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
         }
     }
 }

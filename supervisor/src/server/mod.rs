@@ -339,7 +339,8 @@ impl Supervisor {
 
     /// Syncs what is journaled and reports it. Without a sync nothing is reported.
     fn flush(&mut self) {
-        if self.journal.flush(!self.fresh_exits.is_empty()).is_err() {
+        let written = self.journal.flush(!self.fresh_exits.is_empty());
+        if written.is_err() && !(self.journal.is_broken() && self.rewrite_journal()) {
             // The disk is full or broken: the exits stay with us, and the sweep tries again.
             self.sweep_at.get_or_insert(sys::boot_ms() + SWEEP_MS);
             return;
@@ -364,13 +365,18 @@ impl Supervisor {
             }
         }
         if self.journal.wants_compaction() {
-            let running = self.slots.iter().flatten().map(|t| t.record.clone());
-            if let Err(e) = self
-                .journal
-                .compact(&self.boot_id, running, self.exits.values())
-            {
-                eprintln!("the journal cannot be compacted: {e}");
-            }
+            self.rewrite_journal();
         }
+    }
+
+    /// Writes all that we know into a new journal; whether that is durable now.
+    fn rewrite_journal(&mut self) -> bool {
+        let running = self.slots.iter().flatten().map(|t| t.record.clone());
+        let exits = self.exits.values().chain(&self.fresh_exits);
+        let written = self.journal.compact(&self.boot_id, running, exits);
+        if let Err(e) = &written {
+            eprintln!("the journal cannot be rewritten: {e}");
+        }
+        written.is_ok()
     }
 }

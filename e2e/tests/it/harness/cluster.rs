@@ -1,10 +1,12 @@
 //! A cluster made by `rota up` in a directory of its own. Whatever happens in a test, every process
 //! that belongs to it is gone afterwards.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -62,19 +64,35 @@ pub struct Cluster {
     pub etcd: Option<Etcd>,
 }
 
-/// A port that was free a moment ago. Tests run side by side, so no two get the same one.
+/// Ports of one run of the tests.
+const BLOCK: u16 = 100;
+
+/// A port that was free a moment ago and that no other test takes.
 pub fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Below the kernel's ephemeral range, so that no outgoing connection takes it meanwhile; the
-    // process id keeps two runs apart.
-    let base = 10_000 + (std::process::id() % 80) * 100;
+    static FIRST: OnceLock<u16> = OnceLock::new();
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = *FIRST.get_or_init(own_ports);
     loop {
-        let port = base + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
-        let port = port as u16;
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % BLOCK;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
+}
+
+/// First port of a block that no other run on this machine uses while this one lasts. Below the
+/// kernel's ephemeral range, so that no outgoing connection takes one while its server is down.
+fn own_ports() -> u16 {
+    for block in 0..80 {
+        let lock = std::env::temp_dir().join(format!("rota-e2e-ports-{block}"));
+        let lock = File::create(lock).expect("a lock file in the temporary directory");
+        if lock.try_lock().is_ok() {
+            // Held until the process ends, however it does.
+            std::mem::forget(lock);
+            return 10_000 + block * BLOCK;
+        }
+    }
+    panic!("80 other runs of these tests hold all ports");
 }
 
 impl Cluster {

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod etcd;
 pub mod http;
+pub mod kubectls;
 pub mod process;
 pub mod wait;
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use super::eventually;
+
 /// No command that a test runs takes longer, unless it hangs.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
@@ -160,14 +162,36 @@ pub fn signal(pid: i32, signal: Signal) {
     }
 }
 
+/// Stops processes, and returns when none of their threads runs: the signal only asks for that.
+pub fn freeze(pids: &[i32]) {
+    for pid in pids {
+        signal(*pid, Signal::STOP);
+    }
+    eventually("all processes are stopped", || {
+        let running = pids.iter().find(|pid| !is_still(**pid));
+        running.map_or(Ok(()), |pid| Err(format!("{pid} runs")))
+    });
+}
+
+/// Whether every thread of a process is stopped or over.
+fn is_still(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    threads
+        .into_iter()
+        .flatten()
+        .flatten()
+        .all(|thread| state(&thread.path()).is_none_or(|s| matches!(s, 'T' | 'Z' | 'X')))
+}
+
+/// The state letter of proc(5), of a process or a thread by its directory in /proc.
+fn state(directory: &Path) -> Option<char> {
+    let stat = std::fs::read_to_string(directory.join("stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// Whether a process exists and is not a zombie.
 pub fn alive(pid: i32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat
-            .rsplit_once(')')
-            .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X'])),
-        Err(_) => false,
-    }
+    state(Path::new(&format!("/proc/{pid}"))).is_some_and(|s| !matches!(s, 'Z' | 'X'))
 }
 
 /// Start time of a process in clock ticks since boot; with the pid it identifies a process.

@@ -1,5 +1,15 @@
-//! What is wrong with a cluster: recomputes every sum from the tasks and says where it differs.
-//! Used by every test; the answer is empty for a sound cluster.
+//! What is wrong with a cluster, and with a run of one.
+//!
+//! [`check`] recomputes every sum from the tasks and says where it differs: a defect of this crate.
+//! [`snapshot`] says which promises do not hold at this moment, [`History`] which are broken by
+//! what happened one after the other. All answers are empty when all is well. Tests run them all
+//! the time; a running scheduler may run them when asked.
+
+mod history;
+mod snapshot;
+
+pub use history::{Event, History, Reason, Work};
+pub use snapshot::snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,208 +1,31 @@
-//! Explain: why a class does not fit now, all blockers at once, and the smallest change that would help.
+//! What nodes lack for a class, by cause, and which change of the class would help most cheaply.
 
+use super::{Blocker, Change};
 use crate::cluster::states::NONE;
-use crate::cluster::{Cluster, QueueId, clamp};
+use crate::cluster::{Cluster, clamp};
 use crate::filter;
 use crate::side::rules::{Rule, Rules};
-use crate::spec::{Class, Taint};
-
-/// One thing that stands in the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Blocker {
-    /// There is no node at all.
-    NoNodes,
-    /// The queue is not there.
-    QueueMissing,
-    /// The queue's limit leaves less than one task needs.
-    QueueLimit {
-        /// Resource.
-        resource: String,
-        /// The limit.
-        limit: i64,
-        /// What the queue's tasks hold.
-        used: i64,
-        /// What one task asks for.
-        request: i64,
-    },
-    /// Nodes that are not ready.
-    NodeNotReady {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes that are cordoned.
-    NodeUnschedulable {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes with a taint that the class does not tolerate.
-    TaintNotTolerated {
-        /// The taint.
-        taint: Taint,
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes without a label that the class asks for.
-    NodeSelectorMismatch {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes whose labels meet none of the class's required terms.
-    NodeAffinityMismatch {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes that would do, but have too little free now.
-    InsufficientResource {
-        /// Resource.
-        resource: String,
-        /// How many.
-        nodes: u32,
-        /// What one task asks for.
-        request: i64,
-        /// The most that one of those nodes has free.
-        most_free: i64,
-    },
-    /// Nodes that would do, but on which a fixed port is taken.
-    PortInUse {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes that would do, but whose domain has no task that the class must be with.
-    Affinity {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes that would do, but whose domain has a task that the class must not be with, or that
-    /// must not be with it.
-    AntiAffinity {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes that would do, but whose domain has too many tasks compared with the emptiest.
-    SpreadSkew {
-        /// How many.
-        nodes: u32,
-    },
-    /// No node that the class may use could hold one task, even empty.
-    NeverFits {
-        /// Resource.
-        resource: String,
-        /// What one task asks for.
-        request: i64,
-        /// The most that one of those nodes has in all.
-        most: i64,
-    },
-}
-
-/// A change after which one more task would start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Ask for less: `(resource, from, to)`.
-    Lower(Vec<(String, i64, i64)>),
-    /// Do not ask for this label; this many nodes would then take a task.
-    DropSelector {
-        /// Label key.
-        key: String,
-        /// Label value.
-        value: String,
-        /// Nodes that would do.
-        nodes: u32,
-    },
-    /// Require nothing of node labels beyond the selector; this many nodes would then take a task.
-    DropNodeAffinity {
-        /// Nodes that would do.
-        nodes: u32,
-    },
-    /// Tolerate this taint; this many nodes would then take a task.
-    Tolerate {
-        /// The taint.
-        taint: Taint,
-        /// Nodes that would do.
-        nodes: u32,
-    },
-    /// Raise the queue's limit: `(resource, from, to)`.
-    RaiseQueueLimit(Vec<(String, i64, i64)>),
-    /// Create the queue.
-    CreateQueue,
-}
-
-/// Why a class waits.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Explanation {
-    /// Everything that stands in the way; empty when one more task fits now.
-    pub blockers: Vec<Blocker>,
-    /// What would help most cheaply, where a change of the work itself would.
-    pub change: Option<Change>,
-    /// True when no node could ever hold a task of the class.
-    pub never: bool,
-}
+use crate::spec::Taint;
 
 /// Asking for less than one part in this many of the request is no useful advice while waiting may help.
 const USEFUL_PART: i64 = 16;
 
-/// Explains. Costs one look at every state, and one at every node for classes with fixed ports
-/// or under rules between tasks.
-pub fn explain(cluster: &mut Cluster, class: &Class, queue: QueueId) -> Explanation {
-    let id = cluster.class(class);
-    let cluster = &*cluster;
-    let mut out = Explanation::default();
-    let requests = &cluster
-        .tasks
-        .shapes
-        .get(cluster.classes.all[id as usize].shape)
-        .requests;
-    let raise = queue_blockers(cluster, queue, requests, &mut out.blockers);
-    let nodes = look_at_nodes(cluster, id, &mut out.blockers);
-    out.never = nodes.never;
-    out.change = if cluster.queues[queue.0 as usize].spec.is_none() {
-        Some(Change::CreateQueue)
-    } else if nodes.fitting > 0 {
-        (!raise.is_empty()).then_some(Change::RaiseQueueLimit(raise))
-    } else {
-        nodes.change
-    };
-    out
-}
-
-fn queue_blockers(
-    cluster: &Cluster,
-    queue: QueueId,
-    requests: &[(u32, i64)],
-    blockers: &mut Vec<Blocker>,
-) -> Vec<(String, i64, i64)> {
-    let queue = &cluster.queues[queue.0 as usize];
-    let mut raise = Vec::new();
-    if queue.spec.is_none() {
-        blockers.push(Blocker::QueueMissing);
-        return raise;
-    }
-    for (r, request) in requests {
-        let (limit, used) = (queue.limit[*r as usize], queue.used[*r as usize]);
-        let needed = used + i128::from(*request);
-        if limit == i64::MAX || needed <= i128::from(limit) {
-            continue;
-        }
-        let resource = cluster.resources.name(*r).to_string();
-        raise.push((resource.clone(), limit, clamp(needed)));
-        blockers.push(Blocker::QueueLimit {
-            resource,
-            limit,
-            used: clamp(used),
-            request: *request,
-        });
-    }
-    raise
-}
-
+/// What a look at all nodes tells.
 #[derive(Default)]
-struct NodesAnswer {
-    fitting: u32,
-    never: bool,
-    change: Option<Change>,
+pub(super) struct NodesAnswer {
+    /// Nodes that take one more.
+    pub fitting: u32,
+    /// No node could ever.
+    pub never: bool,
+    pub change: Option<Change>,
 }
 
 /// Node counts per blocker, and the cheapest change found on the way.
-fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> NodesAnswer {
+pub(super) fn look_at_nodes(
+    cluster: &Cluster,
+    id: u32,
+    blockers: &mut Vec<Blocker>,
+) -> NodesAnswer {
     let entry = &cluster.classes.all[id as usize];
     let spec = entry.class.spec();
     let shape = cluster.tasks.shapes.get(entry.shape);
@@ -384,6 +207,28 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         never,
         change,
     }
+}
+
+/// How many tasks of a class fit now as far as free amounts go, at most `most`. Rules between
+/// tasks and ports may allow fewer.
+pub(super) fn how_many_fit(cluster: &Cluster, id: u32, most: u32) -> u32 {
+    let entry = &cluster.classes.all[id as usize];
+    let requests = &cluster.tasks.shapes.get(entry.shape).requests;
+    let states = &cluster.states;
+    let mut fit = 0u64;
+    for state in &states.live {
+        if entry
+            .suits
+            .contains(states.profile[*state as usize] as usize)
+        {
+            let each = states.room(&cluster.profiles.all, *state, requests);
+            fit += u64::from(each) * u64::from(states.count[*state as usize]);
+        }
+        if fit >= u64::from(most) {
+            return most;
+        }
+    }
+    fit as u32
 }
 
 fn never_blockers(
