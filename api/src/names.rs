@@ -63,6 +63,15 @@ pub const USER_PLACEMENT: &str = "rota:placement";
 /// Prefix of controller user names: `rota:job`, `rota:node`, `rota:namespace`, `rota:gc`, `rota:placement`.
 pub const USER_CONTROLLER_PREFIX: &str = "rota:";
 
+/// Path at which the placement leader opens the connection over which it is asked.
+pub const PATH_PLACEMENT_TUNNEL: &str = "/rota/v1/placement/tunnel";
+/// Value of the Upgrade header of connections over which the server asks the one who dialled.
+pub const TUNNEL_UPGRADE: &str = "rota-tunnel/1";
+/// Name of placement's leader Lease in [`SYSTEM_NAMESPACE`].
+pub const LEASE_PLACEMENT: &str = "placement";
+/// Lease annotation: URL of the API server at which the leader can be asked.
+pub const ANNOTATION_ADDRESS: &str = "rota.dev/address";
+
 /// Request header that carries a leader's term: `<namespace>/<lease>@<term>`.
 pub const HEADER_FENCE: &str = "rota-fence";
 

@@ -2,7 +2,8 @@
 //!
 //! Kubernetes' syntax is read (`500m`, `1.5Gi`, `2e3`, plain numbers), one canonical form is
 //! written, and arithmetic is exact. The finest step is one thousandth. Base units for the
-//! scheduler are thousandths for cpu and whole units (bytes, pieces) for everything else.
+//! scheduler are thousandths for what can be shared ([`in_thousandths`]) and whole units (bytes,
+//! pieces) for everything else.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -18,6 +19,17 @@ pub const QUANTITY_PATTERN: &str =
 
 /// Longest quantity that is read at all.
 const TEXT_MAX: usize = 64;
+
+/// Whether one piece of the resource is a device of which tasks can have a share: its name ends in
+/// `/gpu`, whoever makes it.
+pub fn is_shared_device(resource: &str) -> bool {
+    resource.ends_with("/gpu")
+}
+
+/// Whether the base unit of the resource is one thousandth: cpu and devices that can be shared.
+pub fn in_thousandths(resource: &str) -> bool {
+    resource == "cpu" || is_shared_device(resource)
+}
 
 /// An exact, non-negative amount. Compared and hashed by amount, not by spelling.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,9 +94,9 @@ impl Quantity {
         i64::try_from(self.milli / 1000).unwrap_or(i64::MAX)
     }
 
-    /// Base units of the named resource, rounded up: thousandths for `cpu`, whole units otherwise.
+    /// Base units of the named resource, rounded up.
     pub fn base_ceil(&self, resource: &str) -> i64 {
-        if resource == "cpu" {
+        if in_thousandths(resource) {
             self.milli()
         } else {
             self.units_ceil()
@@ -93,7 +105,7 @@ impl Quantity {
 
     /// Base units of the named resource, rounded down.
     pub fn base_floor(&self, resource: &str) -> i64 {
-        if resource == "cpu" {
+        if in_thousandths(resource) {
             self.milli()
         } else {
             self.units_floor()
@@ -103,7 +115,7 @@ impl Quantity {
     /// A quantity of the named resource from base units.
     pub fn from_base(resource: &str, base: i64) -> Self {
         match resource {
-            "cpu" => Self::from_milli(base),
+            _ if in_thousandths(resource) => Self::from_milli(base),
             "memory" | "ephemeral-storage" => Self::from_bytes(base),
             _ => Self::from_units(base),
         }
@@ -339,6 +351,23 @@ mod tests {
             assert_eq!(v.to_string(), canonical, "{text}");
             assert_eq!(q(&v.to_string()), v);
         }
+    }
+
+    #[test]
+    fn base_units_are_thousandths_of_what_can_be_shared() {
+        for (resource, text, base) in [
+            ("cpu", "1500m", 1500),
+            ("nvidia.com/gpu", "500m", 500),
+            ("amd.com/gpu", "2", 2000),
+            ("example.com/licence", "2", 2),
+            ("memory", "1Ki", 1024),
+        ] {
+            assert_eq!(q(text).base_ceil(resource), base, "{resource}");
+            assert_eq!(q(text).base_floor(resource), base, "{resource}");
+            assert_eq!(Quantity::from_base(resource, base), q(text), "{resource}");
+        }
+        assert_eq!(q("1500m").base_ceil("example.com/licence"), 2);
+        assert_eq!(q("1500m").base_floor("example.com/licence"), 1);
     }
 
     #[test]

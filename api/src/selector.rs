@@ -105,6 +105,11 @@ impl LabelSelector {
         }
     }
 
+    /// From terms that must all hold.
+    pub fn all_of(terms: Vec<LabelTerm>) -> Self {
+        LabelSelector { terms }
+    }
+
     /// Its terms.
     pub fn terms(&self) -> &[LabelTerm] {
         &self.terms

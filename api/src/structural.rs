@@ -114,6 +114,7 @@ fn tidy(node: &mut Map<String, Value>) {
     };
     labels("labels", node, 63);
     labels("nodeSelector", node, 63);
+    labels("matchLabels", node, 63);
     labels("annotations", node, 262_144);
 }
 

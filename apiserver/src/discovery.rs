@@ -65,6 +65,15 @@ fn subresources(kind: &Kind) -> Vec<Sub> {
             verbs: SUB_VERBS,
         });
     }
+    if kind.group == rota_api::names::GROUP && kind.kind == "Job" {
+        subs.push(Sub {
+            name: "why",
+            group: kind.group,
+            version: kind.version,
+            kind: "Why",
+            verbs: &["get"],
+        });
+    }
     subs
 }
 

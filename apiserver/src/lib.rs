@@ -11,6 +11,7 @@ pub mod cache;
 pub mod discovery;
 pub mod documents;
 pub mod error;
+mod local;
 pub mod metrics;
 pub mod objects;
 pub mod openapi;
@@ -30,7 +31,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use parking_lot::Mutex;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -38,7 +38,6 @@ use rota_api::registry::Kind;
 use rota_store::Store;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 use crate::auth::User;
 use crate::auth::authn::{TokenLookup, TokenRecord};
@@ -138,18 +137,7 @@ impl ApiServer {
 
     /// A client that calls this server in process, without a socket, as the given user.
     pub fn kube_client(&self, user: Arc<User>) -> kube::Client {
-        let router = self.router.clone();
-        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-            let router = router.clone();
-            let user = user.clone();
-            async move {
-                let (parts, body) = request.into_parts();
-                let mut request = http::Request::from_parts(parts, Body::new(body));
-                request.extensions_mut().insert(user);
-                router.oneshot(request).await
-            }
-        });
-        kube::Client::new(service, "default")
+        local::client(self.router.clone(), user)
     }
 
     /// Ends watches and background work. Requests in flight finish.

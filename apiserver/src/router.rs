@@ -23,7 +23,7 @@ use crate::storage::Done;
 use crate::verbs::delete::DeleteOptions;
 use crate::verbs::selectors::Selectors;
 use crate::verbs::update::{self, Part, Preconditions};
-use crate::verbs::{WriteOptions, bulk, create, delete, logs, read, scale, watch};
+use crate::verbs::{WriteOptions, ask, bulk, create, delete, logs, read, scale, watch};
 
 /// Largest body of a request other than bulk: as in Kubernetes.
 const BODY_MAX: usize = 3 << 20;
@@ -157,6 +157,15 @@ async fn dispatch(
                     200,
                     bulk::bulk(server, &caller, &body).await?.into(),
                 ));
+            }
+            if path.group == rota_api::names::GROUP && path.plural == "plans" {
+                if verb != "create" || !path.name.is_empty() || path.namespace.is_empty() {
+                    return Err(ApiError::method_not_allowed());
+                }
+                let _place = place(server, &caller.user).await?;
+                let body = read_body(body, BODY_MAX).await?;
+                let work = ask::plan(server, &caller, &path.namespace, &parts.headers, &body);
+                return in_time(work).await;
             }
             resource(server, parts, body, &caller, &path, verb, &query).await
         }
@@ -333,6 +342,9 @@ async fn resource(
     }
     let _place = place(server, &caller.user).await?;
     let work = async {
+        if path.subresource == "why" && verb == "get" {
+            return ask::why(server, served, path).await;
+        }
         if reads {
             let format = respond::negotiate(&parts.headers, query)?;
             return get_or_list(server, served, path, query, format).await;
@@ -350,6 +362,11 @@ async fn resource(
         )
         .await
     };
+    in_time(work).await
+}
+
+/// The answer, or that it took too long.
+async fn in_time(work: impl Future<Output = ApiResult<Response>>) -> ApiResult<Response> {
     tokio::time::timeout(REQUEST_TIMEOUT, work)
         .await
         .unwrap_or_else(|_| {
@@ -567,6 +584,7 @@ async fn other_path(
         )),
         ("get", ["healthz"]) => Ok(text(200, "ok")),
         ("get", ["metrics"]) => Ok(text(200, server.metrics.page(server))),
+        ("get", ["rota", "v1", "placement", "tunnel"]) => ask::tunnel(server, parts, caller).await,
         ("get", ["rota", "v1", "nodes", node, "tunnel"]) => {
             logs::tunnel(server, parts, caller, node)
         }

@@ -86,6 +86,8 @@ pub struct Server {
     by_path: HashMap<(String, String, String), usize>,
     /// Connections to agents.
     pub tunnels: Arc<Tunnels>,
+    /// Connections of placement leaders, by their term.
+    pub leaders: Arc<Tunnels>,
     /// Counters.
     pub metrics: Metrics,
     /// Signs node certificates; absent where this server has no CA key.
@@ -169,6 +171,7 @@ impl Server {
             served,
             by_path,
             tunnels: Tunnels::new(),
+            leaders: Tunnels::unrecorded(),
             metrics,
             signer,
             advertise,

@@ -1,6 +1,6 @@
-//! Connections that agents open and the server talks back over.
+//! Connections that agents and the placement leader open and the server talks back over.
 //!
-//! An agent upgrades a request to `rota-tunnel/1`; from then on the server is the HTTP/2 client on
+//! An agent, say, upgrades a request to `rota-tunnel/1`; from then on the server is the HTTP/2 client on
 //! that connection and the agent the server, so nothing needs to reach into the machine. There is no
 //! ping on purpose: a stopped process cannot answer one, but its kernel keeps the TCP connection. So
 //! a connection that ends says that the agent's process or machine is gone, and one that stays says
@@ -13,24 +13,50 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{Request, Response};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
+use rota_api::names::TUNNEL_UPGRADE;
 use tokio::sync::mpsc;
 
-/// Value of the Upgrade header.
-pub const UPGRADE: &str = "rota-tunnel/1";
+use crate::error::{ApiError, ApiResult};
 
-/// Longest wait for an agent's answer to begin.
+/// Longest wait for an answer to begin.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
 
 /// Longest wait for the far end to speak HTTP/2 after the upgrade.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(15);
 
-/// Why an agent cannot be asked.
+/// Takes a request for a tunnel: the connection to come, and the answer that hands it over.
+pub fn upgrade(parts: &mut Parts) -> ApiResult<(OnUpgrade, Response<Body>)> {
+    let wanted = parts
+        .headers
+        .get(header::UPGRADE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("");
+    if !wanted.eq_ignore_ascii_case(TUNNEL_UPGRADE) {
+        return Err(ApiError::bad_request(format!(
+            "this path wants Connection: Upgrade and Upgrade: {TUNNEL_UPGRADE}"
+        )));
+    }
+    let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
+        return Err(ApiError::bad_request(
+            "this connection cannot be upgraded; use HTTP/1.1",
+        ));
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(TUNNEL_UPGRADE));
+    Ok((upgrade, response))
+}
+
+/// Why the far end cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     /// No connection from it to this server.
@@ -88,6 +114,13 @@ impl Tunnels {
             receiver: Mutex::new(Some(receiver)),
             stopping: AtomicBool::new(false),
         })
+    }
+
+    /// None yet; nobody wants to know what happens to them.
+    pub fn unrecorded() -> Arc<Self> {
+        let tunnels = Self::new();
+        drop(tunnels.events());
+        tunnels
     }
 
     /// The stream of events; there is one reader, a second one sees nothing.

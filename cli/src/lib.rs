@@ -1,6 +1,7 @@
 //! The command line verbs that talk to an API server: results on stdout, talk on stderr.
 //!
-//! Exit codes: 0 done, 1 error, 2 accepted but cannot be placed now (`run`, `apply --wait`).
+//! Exit codes: 0 done, 1 error, 2 accepted but cannot be placed now (`run`, `plan`,
+//! `apply --wait`).
 //! A verb is one file in [`verbs`] and one line in its table. Nothing here knows a kind beyond what
 //! its verb is about: kinds and their short names come from the server's discovery.
 
@@ -15,6 +16,7 @@ mod output;
 mod progress;
 mod selector;
 pub mod verbs;
+mod waiting;
 mod watch;
 
 pub use client::{Api, Failure};

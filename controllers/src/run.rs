@@ -28,7 +28,7 @@ pub struct Options {
     pub clients: Clients,
     /// Holder name in Leases; unique to this process.
     pub identity: String,
-    /// Address at which this process can be asked, told in its Leases; may be empty.
+    /// URL of the API server at which this process can be asked, told in its Leases; may be empty.
     pub address: String,
     /// Speed of leader election.
     pub timings: Timings,

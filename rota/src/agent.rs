@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rota_agent::{AgentConfig, Credential};
 use rota_api::kinds::Resources;
-use rota_api::quantity::Quantity;
+use rota_api::quantity::{Quantity, is_shared_device};
 
 use crate::children::{OnExit, PID_FILE};
 use crate::control::stop_signal;
@@ -43,7 +43,7 @@ pub struct Args {
 }
 
 /// `key=value`.
-fn pair(text: &str) -> std::result::Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err(format!("{text:?} is not of the form key=value")),
@@ -59,6 +59,12 @@ fn resources(pairs: &[(String, String)]) -> Result<Resources> {
                 "write quantities as in Kubernetes: cpu=4 or cpu=500m, memory=8Gi",
             )
         })?;
+        if is_shared_device(name) && quantity.units_floor() != quantity.units_ceil() {
+            return Err(Fail::new(
+                format!("--resources {name}={text}: a node has whole devices"),
+                format!("give their number, such as {name}=2; tasks may request shares of one"),
+            ));
+        }
         out.insert(name.clone(), quantity);
     }
     Ok(out)
@@ -129,5 +135,6 @@ mod tests {
         ];
         assert_eq!(resources(&ok).unwrap().len(), 2);
         assert!(resources(&[("cpu".into(), "many".into())]).is_err());
+        assert!(resources(&[("nvidia.com/gpu".into(), "500m".into())]).is_err());
     }
 }

@@ -30,6 +30,7 @@ pub async fn run(args: Args) -> Result<()> {
     let stop = stop_signal()?;
     let folder = datadir::choose(args.data_dir.as_deref())?.join("controllers");
     let mut clients = HashMap::new();
+    let mut address = String::new();
     for name in CONTROLLERS {
         let path = folder.join(format!("{name}.kubeconfig"));
         let text = read_private(&path, 0o600)?.ok_or_else(|| {
@@ -48,6 +49,8 @@ pub async fn run(args: Args) -> Result<()> {
         let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
             .await
             .map_err(|e| bad(&e))?;
+        // The server that is dialled is the one at which the leader can be asked.
+        address = config.cluster_url.to_string().trim_end_matches('/').into();
         let client = kube::Client::try_from(config).map_err(|e| bad(&e))?;
         clients.insert(format!("{USER_CONTROLLER_PREFIX}{name}"), client);
     }
@@ -55,7 +58,7 @@ pub async fn run(args: Args) -> Result<()> {
     let options = rota_controllers::Options {
         clients: Arc::new(move |user| clients.get(user).unwrap_or(&fallback).clone()),
         identity: identity(),
-        address: String::new(),
+        address,
         timings: Timings::default(),
         only: args.only,
         metrics: Metrics::new(&mut Default::default()),

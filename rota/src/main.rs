@@ -11,6 +11,7 @@ mod fail;
 mod kubeconfig;
 mod logging;
 mod machine;
+mod simulate;
 mod storage;
 mod up;
 
@@ -45,6 +46,7 @@ enum Command {
     Agent(agent::Args),
     /// Measure a server
     Bench(bench::Args),
+    Simulate(simulate::Args),
     #[command(flatten)]
     Verb(rota_cli::Command),
 }
@@ -56,7 +58,10 @@ fn main() -> ExitCode {
         return rota_supervisor::main(args);
     }
     let cli = Cli::parse();
-    let server_role = !matches!(cli.command, Command::Verb(_) | Command::Bench(_));
+    let server_role = !matches!(
+        cli.command,
+        Command::Verb(_) | Command::Bench(_) | Command::Simulate(_)
+    );
     logging::start(server_role);
     // Several crates take the process-wide provider; this is the only place that sets it.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -93,6 +98,7 @@ async fn run(cli: Cli) -> ExitCode {
             return rota_cli::run(verb, globals).await;
         }
         Command::Bench(args) => return bench::run(args).await,
+        Command::Simulate(args) => simulate::run_verb(&args),
         Command::Up(args) => up::run(args).await,
         Command::Server(args) => control::server(args).await,
         Command::Apiserver(args) => control::apiserver(args).await,
@@ -144,6 +150,7 @@ mod tests {
             "rota controllers --data-dir /d",
             "rota agent --server https://h:7443 --token rota1.a.b.c --name n --pool p --resources cpu=4,memory=8Gi,nvidia.com/gpu=2 --labels a=b,c=d",
             "rota token create",
+            "rota simulate --nodes n.csv --trace openb:p.csv --order easy --placement spread --load 100 --seed 1 -o json",
             "rota version",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -6,48 +6,60 @@
 use fixedbitset::FixedBitSet;
 
 use crate::cluster::profiles::{Profile, Profiles};
-use crate::filter;
+use crate::filter::{self, Wants};
 use crate::index::Index;
 use crate::intern::FxMap;
+use crate::side::Own;
+use crate::side::parked::Parked;
 use crate::spec::{Class, Policy};
 
-/// Requests and fixed ports in resource numbers: what a task holds. Shared by tasks and classes.
+/// Requests and fixed ports in resource numbers, and a tag: what a task holds and counts for. Shared by tasks and classes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
     /// Resource number and amount, amounts above zero.
     pub requests: Box<[(u32, i64)]>,
     pub ports: Box<[u16]>,
+    /// What rules between tasks see of it: a number in [`crate::side::Side`].
+    pub tag: u32,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct ClassEntry {
     pub class: Class,
     pub shape: u32,
-    /// Label pairs asked for, sorted.
-    pub pairs: Box<[u32]>,
+    /// Its terms about other tasks.
+    pub own: Own,
+    /// What it asks of node labels.
+    pub wants: Wants,
     /// Per profile: may be placed there, as far as labels, taints, cordon and readiness go.
     pub suits: FixedBitSet,
     /// Per profile: has a taint with PreferNoSchedule that is not tolerated.
     pub shuns: FixedBitSet,
+    /// Per profile: the sum of the preferences it meets. Empty for classes that have none.
+    preference: Vec<i32>,
     /// Profiles looked at so far.
     seen: usize,
     /// Demands of this class met so far: the second one makes an index worth its cost.
     pub uses: u32,
     pub indexes: Vec<(Policy, Index)>,
+    /// States that rules between tasks keep out of the index for now.
+    pub parked: Vec<(Policy, Parked)>,
 }
 
 impl ClassEntry {
-    pub fn new(class: Class, shape: u32, mut pairs: Vec<u32>) -> Self {
-        pairs.sort_unstable();
+    pub fn new(class: Class, shape: u32, wants: Wants, own: Own) -> Self {
         ClassEntry {
             class,
             shape,
-            pairs: pairs.into(),
+            wants,
+            own,
+            preference: Vec::new(),
             suits: FixedBitSet::new(),
             shuns: FixedBitSet::new(),
             seen: 0,
             uses: 0,
             indexes: Vec::new(),
+            parked: Vec::new(),
         }
     }
 
@@ -62,10 +74,30 @@ impl ClassEntry {
         for (i, profile) in all.iter().enumerate().skip(self.seen) {
             let tolerations = &self.class.spec().tolerations;
             self.suits
-                .set(i, filter::suits(&self.pairs, tolerations, profile));
+                .set(i, filter::suits(&self.wants, tolerations, profile));
             self.shuns.set(i, filter::shuns(tolerations, profile));
+            if !self.wants.preferred.is_empty() {
+                self.preference.push(self.wants.preference(profile));
+            }
         }
         self.seen = all.len();
+    }
+
+    /// What is parked under a policy.
+    pub fn parked_of(&mut self, policy: Policy) -> &mut Parked {
+        let at = match self.parked.iter().position(|(p, _)| *p == policy) {
+            Some(at) => at,
+            None => {
+                self.parked.push((policy, Parked::default()));
+                self.parked.len() - 1
+            }
+        };
+        &mut self.parked[at].1
+    }
+
+    /// What the class prefers of a profile, within ±[`filter::PREFERENCE_MAX`].
+    pub fn preference(&self, profile: usize) -> i64 {
+        self.preference.get(profile).map_or(0, |p| i64::from(*p))
     }
 }
 

@@ -1,19 +1,54 @@
 //! Filter: may a task of this class be on a node with this profile, and how many fit.
 
 use crate::cluster::profiles::Profile;
+use crate::mutant::{Mutant, mutant};
 use crate::spec::{Effect, Taint, Toleration};
 
+/// What a class asks of node labels, in atoms (see [`crate::cluster::profiles`]).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wants {
+    /// Label pairs of the node selector, sorted.
+    pub pairs: Box<[u32]>,
+    /// Terms of which one must hold; none: no need.
+    pub required: Box<[Box<[u32]>]>,
+    /// Weights of terms that hold.
+    pub preferred: Box<[(i32, Box<[u32]>)]>,
+}
+
+impl Wants {
+    /// Whether a node may be used as far as labels go.
+    pub fn hold(&self, profile: &Profile) -> bool {
+        meets(&self.pairs, profile) && self.required_hold(profile)
+    }
+
+    /// Whether one of the required terms holds.
+    pub fn required_hold(&self, profile: &Profile) -> bool {
+        self.required.is_empty() || self.required.iter().any(|term| meets(term, profile))
+    }
+
+    /// The sum of the weights of the preferred terms that hold, within ±[`PREFERENCE_MAX`].
+    pub fn preference(&self, profile: &Profile) -> i32 {
+        let held = self.preferred.iter().filter(|(_, t)| meets(t, profile));
+        let sum: i64 = held.map(|(weight, _)| i64::from(*weight)).sum();
+        sum.clamp(-PREFERENCE_MAX, PREFERENCE_MAX) as i32
+    }
+}
+
+/// Sums of weights beyond this rank alike: ten thousand terms of the heaviest weight that
+/// Kubernetes allows (100) are still told apart.
+pub(crate) const PREFERENCE_MAX: i64 = 1 << 20;
+
 /// Labels, taints, cordon and readiness.
-pub(crate) fn suits(pairs: &[u32], tolerations: &[Toleration], profile: &Profile) -> bool {
+pub(crate) fn suits(wants: &Wants, tolerations: &[Toleration], profile: &Profile) -> bool {
     profile.ready
         && !profile.unschedulable
-        && carries(pairs, profile)
+        && wants.hold(profile)
         && blocking_taint(tolerations, profile).is_none()
 }
 
-/// Whether the node carries every label pair asked for.
-pub(crate) fn carries(pairs: &[u32], profile: &Profile) -> bool {
-    pairs.iter().all(|p| profile.pairs.binary_search(p).is_ok())
+/// Whether the node meets every one of the atoms.
+fn meets(atoms: &[u32], profile: &Profile) -> bool {
+    atoms.iter().all(|a| profile.atoms.binary_search(a).is_ok())
 }
 
 /// A taint that keeps the class away, if there is one.
@@ -21,10 +56,11 @@ pub(crate) fn blocking_taint<'a>(
     tolerations: &[Toleration],
     profile: &'a Profile,
 ) -> Option<&'a Taint> {
-    profile
-        .taints
-        .iter()
-        .find(|t| t.effect != Effect::PreferNoSchedule && !tolerated(tolerations, t))
+    profile.taints.iter().find(|t| {
+        t.effect != Effect::PreferNoSchedule
+            && !tolerated(tolerations, t)
+            && !mutant(Mutant::IgnoreTaint)
+    })
 }
 
 /// Whether other nodes should be tried first.

@@ -17,22 +17,39 @@
 //! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
 //! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
 
+// Unit tests share a module with the integration tests, which know this crate by its name.
+#[cfg(test)]
+extern crate self as rota_scheduler;
+
+mod agenda;
+mod ahead;
+mod attempt;
 pub mod check;
 mod classes;
 mod cluster;
 mod cycle;
+pub mod estimate;
 mod explain;
+mod fair;
 mod filter;
+pub mod forecast;
 mod index;
 mod intern;
+mod mutant;
 mod order;
 mod place;
+#[allow(dead_code)]
+mod preempt;
 pub mod score;
+mod sequence;
+mod side;
 mod spec;
 
-pub use cluster::{Cluster, NodeId, QueueId, TaskId};
-pub use cycle::{Cause, Options, Outcome, Placement, Waiting, cycle};
-pub use explain::{Blocker, Change, Explanation, explain};
+pub use cluster::{Cluster, Detached, NodeId, QueueId, TaskId};
+pub use cycle::{Cause, Eviction, Options, Outcome, Placement, Reservation, Waiting, cycle};
+pub use explain::{Blocker, Change, Explanation, HOLDERS_MAX, Holder, explain};
+pub use fair::standing::{Standing, standings};
 pub use spec::{
-    Class, ClassSpec, Demand, Effect, NodeSpec, Order, Policy, QueueSpec, Taint, Toleration,
+    Backfill, Class, ClassSpec, DEVICE, Demand, Effect, Expression, NEVER, NodeSpec, NodeTerm,
+    Operator, Order, Policy, QueueSpec, Reclaim, Run, Spread, Taint, TaskTerm, Time, Toleration,
 };

@@ -74,6 +74,26 @@ pub struct JobSpec {
     /// True stops running tasks and starts none; what has completed stays completed.
     #[serde(default)]
     pub suspend: bool,
+    /// How long one task is expected to run. Orders by shortest work, backfill and forecasts use it.
+    /// Absent: learnt from earlier tasks of the same template. A Service has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 315360000))]
+    pub expected_duration_seconds: Option<i64>,
+    /// All or nothing: tasks start only when enough of them can start together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<Gang>,
+    /// Time by which the first task should have a node. The condition DeadlineFeasible says
+    /// whether it can be kept; missing it stops nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_deadline_time: Option<Time>,
+    /// Time by which the Job should have finished. The condition DeadlineFeasible says whether it
+    /// can be kept; missing it stops nothing. A Service has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_deadline_time: Option<Time>,
+    /// Whether running tasks may be evicted for others, and what that costs. Absent: they may, and
+    /// start again from nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preemption: Option<JobPreemption>,
     /// Jobs of the same namespace that must have reached a condition before this one starts. A
     /// missing Job blocks; a cycle makes the Job Stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,6 +140,62 @@ pub enum JobType {
     Batch,
     /// Keep running.
     Service,
+}
+
+/// An all-or-nothing start. What it says applies to tasks that have not started yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Gang {
+    /// Name of the gang. Jobs of the same namespace that name one gang start together. Default:
+    /// the Job's own name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub name: Option<String>,
+    /// Tasks of this Job that must have nodes at the same time; further ones join as room comes.
+    /// Default: all that it may run at once. Never more than what is left to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000000))]
+    pub min_available: Option<i32>,
+    /// A gang that has nodes but does not run in full after this many seconds gives them back and
+    /// waits again. Absent: it keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub timeout_seconds: Option<i64>,
+}
+
+/// What evicting a running task of a Job means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobPreemption {
+    /// False: never evicted for other work. Drains and lost nodes still end tasks.
+    #[serde(default = "yes")]
+    pub preemptible: bool,
+    /// How tasks save their work, which decides what an eviction loses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl Default for JobPreemption {
+    fn default() -> Self {
+        JobPreemption {
+            preemptible: true,
+            checkpoint: None,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How tasks save their work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Checkpoint {
+    /// The task saves its work by itself this often: an eviction loses what came after the last
+    /// time. Tasks that lose least are evicted first.
+    #[schemars(range(min = 1, max = 31536000))]
+    pub period_seconds: i64,
 }
 
 /// What to do about tasks of a lost node.
@@ -190,7 +266,7 @@ pub struct TaskTemplate {
 }
 
 /// What is observed of a Job. Written by the job controller; `waitingFor` and the conditions
-/// Admitted and Scheduled by placement.
+/// Admitted, Scheduled and DeadlineFeasible by placement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobStatus {
@@ -252,7 +328,8 @@ pub struct JobStatus {
     /// Why tasks wait, while any do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
-    /// Typed facts: Ready, Reconciling, Stalled, Admitted, Scheduled, Available, Complete, Failed, Suspended.
+    /// Typed facts: Ready, Reconciling, Stalled, Admitted, Scheduled, Available, Complete, Failed, Suspended;
+    /// and DeadlineFeasible, where the Job has a deadline: whether it can be kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Option<Vec<Condition>>,
@@ -286,6 +363,19 @@ pub struct WaitingFor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub smallest_change: Option<String>,
+    /// When the next task is expected to start; absent where nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_start: Option<EstimatedStart>,
+}
+
+/// A forecast of a start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EstimatedStart {
+    /// As likely before this time as after it.
+    pub p50_time: Time,
+    /// Nine times in ten before this time.
+    pub p90_time: Time,
 }
 
 /// One blocker.

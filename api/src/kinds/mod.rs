@@ -3,6 +3,7 @@
 // The derive takes one `printcolumn` per column, whose parts repeat.
 #![allow(clippy::duplicated_attributes)]
 
+mod affinity;
 mod common;
 mod job;
 mod job_ledger;
@@ -12,6 +13,7 @@ pub mod rules;
 mod task;
 mod task_spec;
 
+pub use affinity::*;
 pub use common::*;
 pub use job::*;
 pub use job_ledger::*;

@@ -1,12 +1,14 @@
 //! Rules of our kinds that a schema cannot say. They run after validation, so types are as declared.
 
+mod scheduling;
+
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
 use crate::labels;
 use crate::names::{JOB_NAME_MAX, PORT_RANGE_DEFAULT, RESOURCE_PORTS};
-use crate::quantity::Quantity;
+use crate::quantity::{self, Quantity};
 use crate::registry::FieldError;
 
 fn error(reason: &'static str, field: impl Into<String>, message: impl Into<String>) -> FieldError {
@@ -88,6 +90,7 @@ pub fn job(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
             errors.push(invalid(field, &after["job"], why));
         }
     }
+    scheduling::job(spec, &mut errors);
     template(&spec["template"], "spec.template", &mut errors);
     if let Some(old) = old {
         let before = &old["spec"];
@@ -116,7 +119,7 @@ pub fn job(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
 pub fn task(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let Some(old) = old else {
-        resources(&new["spec"]["requests"], "spec.requests", &mut errors);
+        requests(&new["spec"]["requests"], "spec.requests", &mut errors);
         return errors;
     };
     if new["spec"] != old["spec"] {
@@ -141,12 +144,22 @@ pub fn job_revision(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     }
 }
 
-/// Queue: what a task gets by default must fit below the limit.
+/// Queue: what it says by itself must make sense. What depends on other Queues is a condition of
+/// it instead, so that the order in which they are made does not matter.
 pub fn queue(new: &Value, _: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let spec = &new["spec"];
+    scheduling::parent(new, &mut errors);
     resources(&spec["limit"], "spec.limit", &mut errors);
-    resources(
+    resources(&spec["guarantee"], "spec.guarantee", &mut errors);
+    not_above(
+        &spec["guarantee"],
+        &spec["limit"],
+        "spec.guarantee",
+        "must be less than or equal to the queue's limit",
+        &mut errors,
+    );
+    requests(
         &spec["defaultResources"],
         "spec.defaultResources",
         &mut errors,
@@ -169,6 +182,25 @@ fn quantity(value: &Value) -> Option<Quantity> {
     }
 }
 
+/// What a task asks for: amounts, and of a device a share of one or whole ones, since no task
+/// could use one and a half.
+fn requests(map: &Value, field: &str, errors: &mut Vec<FieldError>) {
+    resources(map, field, errors);
+    for (name, value) in entries(map) {
+        if quantity::is_shared_device(name)
+            && let Some(q) = quantity(value)
+            && q.units_floor() >= 1
+            && q.units_ceil() != q.units_floor()
+        {
+            errors.push(invalid(
+                format!("{field}[{name}]"),
+                value,
+                "must be a whole number of devices, or less than one for a share of one",
+            ));
+        }
+    }
+}
+
 /// Names and steps of amounts: a thousandth of a cpu makes sense, half a byte does not.
 fn resources(map: &Value, field: &str, errors: &mut Vec<FieldError>) {
     for (name, value) in entries(map) {
@@ -177,13 +209,13 @@ fn resources(map: &Value, field: &str, errors: &mut Vec<FieldError>) {
             errors.push(invalid(&at, &Value::from(name.as_str()), why));
         }
         if let Some(q) = quantity(value)
-            && name != "cpu"
+            && !quantity::in_thousandths(name)
             && q.units_ceil() != q.units_floor()
         {
             errors.push(invalid(
                 &at,
                 value,
-                "must be a whole number; only cpu has fractions",
+                "must be a whole number; only cpu and gpu have fractions",
             ));
         }
     }
@@ -224,12 +256,12 @@ fn template(template: &Value, field: &str, errors: &mut Vec<FieldError>) {
     let spec = &template["spec"];
     let field = format!("{field}.spec");
     let r = &spec["resources"];
-    resources(
+    requests(
         &r["requests"],
         &format!("{field}.resources.requests"),
         errors,
     );
-    resources(&r["limits"], &format!("{field}.resources.limits"), errors);
+    requests(&r["limits"], &format!("{field}.resources.limits"), errors);
     not_above(
         &r["requests"],
         &r["limits"],
@@ -301,6 +333,8 @@ fn template(template: &Value, field: &str, errors: &mut Vec<FieldError>) {
             ));
         }
     }
+    scheduling::affinity(&spec["affinity"], &format!("{field}.affinity"), errors);
+    scheduling::spread(&spec["spread"], &format!("{field}.spread"), errors);
     for (i, t) in items(&spec["tolerations"]).enumerate() {
         let at = format!("{field}.tolerations[{i}]");
         let exists = t["operator"] == "Exists";
@@ -459,6 +493,7 @@ mod tests {
                 json!({"ports": [{"name": "a", "port": 0}, {"name": "b", "port": 0}, {"name": "c", "port": 32000}]}),
             ),
             spec(json!({"resources": {"requests": {"cpu": "100m", "nvidia.com/gpu": 1}}})),
+            spec(json!({"resources": {"requests": {"nvidia.com/gpu": "500m"}}})),
             spec(json!({"tolerations": [{"operator": "Exists"}, {"key": "k", "value": "v"}]})),
             spec(
                 json!({"env": [{"name": "A", "valueFrom": {"type": "Field", "field": {"fieldPath": "metadata.labels['rota.dev/job']"}}}]}),
@@ -522,5 +557,11 @@ mod tests {
         assert_eq!(job_revision(&json!({"spec": 1}), None), []);
         let q = json!({"spec": {"limit": {"cpu": "1"}, "defaultResources": {"cpu": "2", "memory": "1Gi"}}});
         assert_eq!(fields(&queue(&q, None)), ["spec.defaultResources[cpu]"]);
+        let q = json!({"metadata": {"name": "a"}, "spec": {"parent": "a", "guarantee": {"cpu": 2, "memory": "1Gi"},
+            "limit": {"cpu": 1, "x.io/gpu": "2500m"}}});
+        assert_eq!(
+            fields(&queue(&q, None)),
+            ["spec.parent", "spec.guarantee[cpu]"]
+        );
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::affinity::{Affinity, Spread};
 use super::common::{Port, Resources};
 
 /// How one task runs: a process on the node's own file system.
@@ -43,6 +44,13 @@ pub struct TaskSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 64))]
     pub node_selector: Option<BTreeMap<String, String>>,
+    /// Which nodes the task needs and prefers, and which tasks it wants near it or away from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// How tasks are levelled out over racks, zones or other domains; all of these hold together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["topologyKey", "whenUnsatisfiable"]))]
+    pub spread: Option<Vec<Spread>>,
     /// Taints that the task accepts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
@@ -85,6 +93,8 @@ pub enum KillSignal {
 #[serde(rename_all = "camelCase")]
 pub struct ResourceRequirements {
     /// What is set aside on the node. Where cpu or memory is absent the limit counts, else the Queue's default.
+    /// Below one, a resource whose name ends in `/gpu` is a share of one device (`500m` is half of
+    /// it); from one on it counts whole devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 32))]
     pub requests: Option<Resources>,

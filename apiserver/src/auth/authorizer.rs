@@ -4,8 +4,9 @@
 //! what a role may do is read in one place; nothing here depends on the order of rows.
 
 use rota_api::names::{
-    ANNOTATION_EPOCH, GROUP, GROUP_BOOTSTRAPPERS, GROUP_MASTERS, GROUP_NODES, NODE_LEASE_NAMESPACE,
-    SYSTEM_NAMESPACE, USER_CONTROLLER_PREFIX, USER_NODE_PREFIX,
+    ANNOTATION_EPOCH, GROUP, GROUP_BOOTSTRAPPERS, GROUP_MASTERS, GROUP_NODES, LEASE_PLACEMENT,
+    NODE_LEASE_NAMESPACE, PATH_PLACEMENT_TUNNEL, SYSTEM_NAMESPACE, USER_CONTROLLER_PREFIX,
+    USER_NODE_PREFIX,
 };
 use serde_json::Value;
 
@@ -216,6 +217,9 @@ fn path_allowed(user: &User, a: &Attributes) -> bool {
     }
     if a.path == PATH_BULK {
         return a.verb == "post";
+    }
+    if a.path == PATH_PLACEMENT_TUNNEL {
+        return a.verb == "get" && has_role(Role::The(LEASE_PLACEMENT), user);
     }
     if let Some(rest) = a.path.strip_prefix("/rota/v1/nodes/") {
         return a.verb == "get"

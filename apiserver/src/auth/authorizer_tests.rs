@@ -49,7 +49,7 @@ const RESOURCES: &[(&str, &str)] = &[
     (COORDINATION, "leases"),
     ("apiextensions.k8s.io", "customresourcedefinitions"),
 ];
-const SUBS: &[&str] = &["", "status", "scale", "log", "finalize"];
+const SUBS: &[&str] = &["", "status", "scale", "log", "why", "finalize"];
 
 fn node() -> Arc<User> {
     User::new("system:node:n1", &[GROUP_NODES])
@@ -367,6 +367,10 @@ fn paths() {
         "get",
         "/rota/v1/nodes/n1/tunnel"
     ));
+    assert!(path(&controller("placement"), "get", PATH_PLACEMENT_TUNNEL));
+    for user in [node(), ann, controller("job")] {
+        assert!(!path(&user, "get", PATH_PLACEMENT_TUNNEL), "{user:?}");
+    }
 }
 
 #[test]

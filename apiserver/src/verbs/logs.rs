@@ -16,7 +16,7 @@ use crate::background::itself;
 use crate::error::{ApiError, ApiResult};
 use crate::request::{Query, ResourcePath};
 use crate::server::{Caller, Served, Server};
-use crate::tunnel::{TunnelEventKind, UPGRADE};
+use crate::tunnel::{self, TunnelEventKind};
 
 /// Query parameters that are handed on to the agent.
 const FORWARDED: &[&str] = &[
@@ -240,31 +240,9 @@ pub fn tunnel(
     caller: &Caller,
     node: &str,
 ) -> ApiResult<Response> {
-    let wanted = parts
-        .headers
-        .get(header::UPGRADE)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or("");
-    if !wanted.eq_ignore_ascii_case(UPGRADE) {
-        return Err(ApiError::bad_request(format!(
-            "this path wants Connection: Upgrade and Upgrade: {UPGRADE}"
-        )));
-    }
-    let Some(upgrade) = parts.extensions.remove::<hyper::upgrade::OnUpgrade>() else {
-        return Err(ApiError::bad_request(
-            "this connection cannot be upgraded; use HTTP/1.1",
-        ));
-    };
+    let (upgrade, response) = tunnel::upgrade(parts)?;
     tracing::debug!(node, user = caller.user.name, "tunnel");
     server.tunnels.accept(node, upgrade);
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    response
-        .headers_mut()
-        .insert(header::UPGRADE, HeaderValue::from_static(UPGRADE));
     Ok(response)
 }
 

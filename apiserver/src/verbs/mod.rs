@@ -1,5 +1,6 @@
 //! One file per verb, generic over kinds.
 
+pub mod ask;
 pub mod bulk;
 pub mod create;
 pub mod delete;

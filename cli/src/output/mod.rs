@@ -1,5 +1,6 @@
 //! Output formats: how `-o` is read and how objects are written in each.
 
+pub mod amount;
 pub mod columns;
 pub mod jsonpath;
 pub mod quantity;

@@ -269,7 +269,7 @@ async fn one(cx: &Context, m: &Manifest, options: &ApplyOptions, defines_kinds: 
 }
 
 /// Puts the object into its namespace: its own, which -n must not contradict, or the context's.
-async fn place(cx: &Context, resource: &Resource, wanted: &mut Value) -> Result<String> {
+pub async fn place(cx: &Context, resource: &Resource, wanted: &mut Value) -> Result<String> {
     if !resource.namespaced {
         return Ok(String::new());
     }

@@ -15,6 +15,7 @@ use crate::merge::LAST_APPLIED;
 use crate::output::{quantity, table, time};
 use crate::progress;
 use crate::selector;
+use crate::waiting;
 use crate::watch::{self, Selection};
 
 /// Rows of a node's tasks that are listed; the sums below count all.
@@ -175,6 +176,15 @@ fn describe(object: &Value, resource: &Resource, facts: &Facts, now: Timestamp) 
             add("Phase", vec![phase.to_string()]);
         }
         add("Tasks", vec![progress::counts(object)]);
+        if let Some(text) = waiting::gang(object) {
+            add("Gang", vec![text]);
+        }
+        if let Some(text) = waiting::preemption(object) {
+            add("Preemption", vec![text]);
+        }
+        if let Some(text) = waiting::deadline(object, now) {
+            add("Deadline", vec![text]);
+        }
     }
     if ours && resource.kind == "Task" {
         for (key, lines) in task_summary(object) {
@@ -191,7 +201,7 @@ fn describe(object: &Value, resource: &Resource, facts: &Facts, now: Timestamp) 
         hide_data(&mut body);
     }
     let conditions = body.get_mut("status").and_then(|s| s.as_object_mut()).and_then(|s| s.remove("conditions"));
-    let waiting = match (ours && resource.kind == "Job", body.get_mut("status").and_then(|s| s.as_object_mut())) {
+    let waits_for = match (ours && resource.kind == "Job", body.get_mut("status").and_then(|s| s.as_object_mut())) {
         (true, Some(s)) => s.remove("waitingFor"),
         _ => None,
     };
@@ -206,8 +216,8 @@ fn describe(object: &Value, resource: &Resource, facts: &Facts, now: Timestamp) 
     for key in keys {
         fields(&mut out, key, &body[key], 0);
     }
-    if let Some(w) = waiting {
-        waiting_section(&mut out, &w, meta["name"].as_str().unwrap_or(""));
+    if let Some(w) = waits_for {
+        waiting_section(&mut out, &w, meta["name"].as_str().unwrap_or(""), now);
     }
     if let Some(c) = conditions {
         conditions_section(&mut out, &c, now);
@@ -357,17 +367,13 @@ fn task_summary(task: &Value) -> Vec<(&'static str, Vec<String>)> {
     out
 }
 
-fn waiting_section(out: &mut String, waiting: &Value, name: &str) {
+fn waiting_section(out: &mut String, waits_for: &Value, name: &str, now: Timestamp) {
     let _ = writeln!(out, "Waiting for:");
-    for r in waiting["reasons"].as_array().into_iter().flatten() {
-        let mut text = progress::phrase(r);
-        if let Some(n) = r["nodes"].as_u64() {
-            let _ = write!(text, " [{n} node{}]", if n == 1 { "" } else { "s" });
-        }
+    for text in waiting::reasons(waits_for) {
         let _ = writeln!(out, "  - {text}");
     }
-    if let Some(change) = waiting["smallestChange"].as_str() {
-        let _ = writeln!(out, "  Smallest change that helps: {change}");
+    for text in waiting::outlook(waits_for, now) {
+        let _ = writeln!(out, "  {text}");
     }
     let _ = writeln!(out, "  `rota why {name}` also looks at its queue and the Jobs before it");
 }

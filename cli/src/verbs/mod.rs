@@ -44,6 +44,10 @@ verbs! {
     Scale => scale,
     /// Say why a Job waits and what would help
     Why => why,
+    /// Say what would start where if manifests were applied, without applying them
+    Plan => plan,
+    /// Show Queues as a tree: what each is owed, holds, borrows and lends
+    Queue => queue,
     /// Make join tokens
     Token => token,
     /// Show the versions of client and server

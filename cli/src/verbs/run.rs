@@ -44,6 +44,12 @@ pub struct Args {
     /// Higher goes first inside the queue
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     priority: Option<i32>,
+    /// Start only when all tasks that may run at once can start together, or at least N of them
+    #[arg(long, value_name = "N", num_args = 0..=1)]
+    gang: Option<Option<u32>>,
+    /// How long one task is expected to run, in seconds or such as 5m; order, backfill and forecasts use it
+    #[arg(long, value_name = "SECONDS", value_parser = time::duration, conflicts_with = "service")]
+    expected: Option<Duration>,
     /// Keep it running instead of running it to completion
     #[arg(long)]
     service: bool,
@@ -91,6 +97,14 @@ fn job(args: &Args, name: &str, namespace: &str) -> Result<Value> {
     }
     if let Some(p) = args.priority {
         spec.insert("priority".into(), p.into());
+    }
+    if let Some(min) = args.gang {
+        let gang = min.map_or(json!({}), |n| json!({"minAvailable": n}));
+        spec.insert("gang".into(), gang);
+    }
+    if let Some(expected) = args.expected {
+        let whole = expected.as_secs().max(1);
+        spec.insert("expectedDurationSeconds".into(), whole.into());
     }
     let mut task = Map::new();
     task.insert("command".into(), json!(args.command));
@@ -268,6 +282,20 @@ mod tests {
         let object = job(&args(&["--service", "--replicas", "3", "--", "true"]), "x", "ns").unwrap();
         assert!(object["spec"]["completions"].is_null());
         assert_eq!(object["spec"]["type"], "Service");
+    }
+
+    #[test]
+    fn gangs_priority_and_expected_time() {
+        let spec = |words: &[&str]| {
+            let object = job(&args(words), "x", "ns").unwrap();
+            serde_json::from_value::<rota_api::Job>(object).unwrap().spec
+        };
+        let all = spec(&["--replicas", "4", "--gang", "--priority", "-7", "--expected", "5m", "--", "true"]);
+        assert_eq!((all.priority, all.expected_duration_seconds), (-7, Some(300)));
+        assert_eq!(all.gang.unwrap().min_available, None);
+        let some = spec(&["--replicas", "4", "--gang", "2", "--expected", "90", "--", "true"]);
+        assert_eq!(some.gang.unwrap().min_available, Some(2));
+        assert_eq!(some.expected_duration_seconds, Some(90));
     }
 
     #[test]

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::{Api, Failure};
 use crate::context::Context;
 use crate::discovery::{Discovery, Resource};
 use crate::error::{CliError, Result};
-use crate::output::{named, time};
+use crate::output::{self, amount, named, quantity, time};
 use crate::progress;
 use crate::verbs::describe;
+use crate::waiting;
 use crate::watch::{self, Selection};
 
 /// Failed tasks that are named one by one.
@@ -25,12 +26,20 @@ const EVENTS_SHOWN: usize = 5;
 pub struct Args {
     /// Name of the Job, or job/NAME
     job: String,
+    /// json or yaml: the scheduler's answer as it is
+    #[arg(short, long, value_name = "FORMAT", value_parser = ["json", "yaml"])]
+    output: Option<String>,
+    /// Also say as of which resourceVersion the answer is
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 /// What is known around a Job.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     job: Value,
+    /// What the scheduler says now; `None` where it could not be asked.
+    answer: Option<Value>,
     /// Null if the queue does not exist.
     queue: Value,
     /// Jobs that `after` names; null where one does not exist.
@@ -56,9 +65,52 @@ pub async fn run(args: Args, cx: &Context) -> Result<()> {
         }
     };
     let namespace = cx.namespace().await?;
-    let facts = gather(cx.api().await?, &discovery, &namespace, name).await?;
-    let job = discovery.resolve("jobs.rota.dev")?;
-    cx.print(&explain(&facts, job, Timestamp::now()))
+    let api = cx.api().await?;
+    let jobs = discovery.resolve("jobs.rota.dev")?;
+    let path = jobs.object(&namespace, name);
+    let job = api.get(&path).await?;
+    let answer = ask(cx, api, &path).await?;
+    if let Some(format) = args.output.as_deref() {
+        let shown = answer.unwrap_or_else(|| from_status(&job));
+        return cx.print(&match format {
+            "yaml" => output::to_yaml(&shown)?,
+            _ => output::to_json(&shown)?,
+        });
+    }
+    let facts = gather(api, &discovery, &namespace, job, answer).await?;
+    let mut text = explain(&facts, jobs, Timestamp::now());
+    let version = facts.answer.as_ref().map(|a| &a["metadata"]["resourceVersion"]);
+    if let (true, Some(version)) = (args.verbose, version.and_then(Value::as_str)) {
+        let _ = writeln!(text, "As of resourceVersion {version}");
+    }
+    cx.print(&text)
+}
+
+/// The scheduler's own answer. Without one, a word on stderr says where the reasons come from.
+async fn ask(cx: &Context, api: &Api, job: &str) -> Result<Option<Value>> {
+    let why = match api.get(&format!("{job}/why")).await {
+        Ok(answer) => return Ok(Some(answer)),
+        Err(Failure::Timeout { seconds, .. }) => format!("no answer within {seconds} s"),
+        Err(Failure::Status { code: 403 | 404 | 405, .. }) => "the server does not answer this here".into(),
+        Err(Failure::Status { code: 503 | 504, body }) => body["message"].as_str().unwrap_or("no answer").into(),
+        Err(e) => return Err(e.into()),
+    };
+    cx.say(&format!("The scheduler cannot be asked now ({why}); what follows is from the Job's status."));
+    Ok(None)
+}
+
+/// The same shape from the status alone.
+fn from_status(job: &Value) -> Value {
+    let meta = &job["metadata"];
+    let mut answer = json!({
+        "kind": "Why", "apiVersion": rota_api::names::API_VERSION,
+        "metadata": {"namespace": meta["namespace"], "name": meta["name"], "resourceVersion": meta["resourceVersion"]},
+        "waiting": job["status"]["waiting"].as_u64().unwrap_or(0),
+    });
+    if job["status"]["waitingFor"].is_object() {
+        answer["waitingFor"] = job["status"]["waitingFor"].clone();
+    }
+    answer
 }
 
 /// An object, or null if there is none.
@@ -69,10 +121,13 @@ async fn maybe(api: &Api, path: &str) -> std::result::Result<Value, Failure> {
     }
 }
 
-async fn gather(api: &Api, discovery: &Discovery, namespace: &str, name: &str) -> Result<Facts> {
+async fn gather(api: &Api, discovery: &Discovery, namespace: &str, job: Value, answer: Option<Value>) -> Result<Facts> {
     let jobs = discovery.resolve("jobs.rota.dev")?;
-    let job = api.get(&jobs.object(namespace, name)).await?;
-    let mut facts = Facts::default();
+    let name = job["metadata"]["name"].as_str().unwrap_or("");
+    let mut facts = Facts {
+        answer,
+        ..Facts::default()
+    };
     if let Ok(queues) = discovery.resolve("queues.rota.dev") {
         let queue = job["spec"]["queue"].as_str().unwrap_or("default");
         facts.queue = maybe(api, &queues.object("", queue)).await?;
@@ -113,25 +168,21 @@ fn explain(facts: &Facts, resource: &Resource, now: Timestamp) -> String {
     }
     blockers.extend(edges(facts));
     let queue = spec["queue"].as_str().unwrap_or("default");
-    let waiting = status["waiting"].as_u64().unwrap_or(0);
-    for r in status["waitingFor"]["reasons"].as_array().into_iter().flatten() {
-        let mut text = progress::phrase(r);
-        let mut about = Vec::new();
-        if let Some(n) = r["nodes"].as_u64() {
-            about.push(format!("{n} node{}", if n == 1 { "" } else { "s" }));
+    let waits = status["waiting"].as_u64().unwrap_or(0);
+    let waits_for = match &facts.answer {
+        Some(answer) => &answer["waitingFor"],
+        None => &status["waitingFor"],
+    };
+    for reason in waiting::reasons(waits_for) {
+        // Said already, with how far that Job is.
+        if !(reason.starts_with("AfterJob: ") && blockers.iter().any(|b| b.starts_with("AfterJob: "))) {
+            blockers.push(reason);
         }
-        if let Some(resource) = r["resource"].as_str().filter(|r| !text.contains(r)) {
-            about.push(resource.to_string());
-        }
-        if !about.is_empty() {
-            text.push_str(&format!(" [{}]", about.join(", ")));
-        }
-        blockers.push(text);
     }
     if facts.queue.is_null() && !blockers.iter().any(|b| b.contains("QueueNotFound")) {
         blockers.push(format!("QueueNotFound: the queue {queue:?} does not exist"));
     }
-    if blockers.is_empty() {
+    if blockers.is_empty() && facts.answer.is_none() {
         for kind in ["Admitted", "Scheduled"] {
             if let Some(c) = progress::condition(job, kind).filter(|c| c["status"] == "False") {
                 blockers.push(progress::phrase(c));
@@ -144,11 +195,21 @@ fn explain(facts: &Facts, resource: &Resource, now: Timestamp) -> String {
         for b in blockers {
             line(&mut out, format!("  - {b}"));
         }
+    } else if facts.answer.as_ref().is_some_and(|a| a["waiting"].as_u64() > Some(0)) {
+        line(&mut out, "Nothing stands in its way; the next scheduling cycle decides".into());
     }
-    if let Some(change) = status["waitingFor"]["smallestChange"].as_str() {
-        line(&mut out, format!("Smallest change that helps: {change}"));
+    if !finished {
+        for text in waiting::outlook(waits_for, now) {
+            line(&mut out, text);
+        }
+        if let Some(text) = waiting::deadline(job, now) {
+            line(&mut out, format!("Deadline: {text}"));
+        }
+        if let Some(text) = waiting::gang(job).filter(|_| waits > 0) {
+            line(&mut out, format!("Gang: {text}"));
+        }
     }
-    if waiting > 0 && !facts.queue.is_null() {
+    if waits > 0 && !facts.queue.is_null() {
         let q = &facts.queue;
         let mut text = format!(
             "Queue {queue}: {} running, {} waiting",
@@ -156,8 +217,9 @@ fn explain(facts: &Facts, resource: &Resource, now: Timestamp) -> String {
             q["status"]["waiting"].as_u64().unwrap_or(0)
         );
         for (resource, limit) in q["spec"]["limit"].as_object().into_iter().flatten() {
-            let used = progress_text(&q["status"]["used"][resource]);
-            text.push_str(&format!(", {resource} {used} of {}", progress_text(limit)));
+            let shown = |v: &Value| amount::number(resource, quantity::read(v));
+            let used = shown(&q["status"]["used"][resource]);
+            text.push_str(&format!(", {used} of at most {} {resource}", shown(limit)));
         }
         line(&mut out, text);
     }
@@ -198,14 +260,6 @@ fn explain(facts: &Facts, resource: &Resource, now: Timestamp) -> String {
         }
     }
     out
-}
-
-fn progress_text(v: &Value) -> String {
-    match v {
-        Value::String(s) => s.clone(),
-        Value::Null => "0".into(),
-        other => other.to_string(),
-    }
 }
 
 fn finished(status: &Value) -> bool {
@@ -318,7 +372,7 @@ mod tests {
             "job \"prep\" is Failed (must be Succeeded; 0/1 succeeded), so this will never start",
             "job \"gone\" does not exist (must be Finished)",
             "Smallest change that helps: drop cpu from 4 to 2",
-            "Queue q: 3 running, 10 waiting, cpu 9500m of 10",
+            "Queue q: 3 running, 10 waiting, 9.5 of at most 10 cpu",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }
@@ -335,6 +389,23 @@ mod tests {
         assert!(text.contains("index 3 attempt 6 on n1: Failed, exit code 2, Error"), "{text}");
         assert!(text.contains("rota logs job/pi --index 3"), "{text}");
         assert!(!text.contains("Blocked by"), "{text}");
+    }
+
+    #[test]
+    fn what_the_scheduler_says_now_goes_before_the_status() {
+        let mut f = waiting();
+        f.answer = Some(json!({"waiting": 3, "waitingFor": {
+            "reasons": [{"reason": "QueueLimit", "message": "holds all"}],
+            "estimatedStart": {"p50Time": "2026-01-01T00:15:00Z", "p90Time": "2026-01-01T00:30:00Z"}}}));
+        f.job["spec"]["startDeadlineTime"] = json!("2026-01-01T00:12:00Z");
+        let text = explain(&f, &resource(), now());
+        assert!(text.contains("  - QueueLimit: holds all\n"), "{text}");
+        assert!(text.contains("Expected start: in 5m"), "{text}");
+        assert!(text.contains("Deadline: start by 2026-01-01T00:12:00Z"), "{text}");
+        assert!(!text.contains("InsufficientResource") && !text.contains("drop cpu"), "{text}");
+        f.job["spec"]["after"] = Value::Null;
+        f.answer = Some(json!({"waiting": 3}));
+        assert!(explain(&f, &resource(), now()).contains("the next scheduling cycle decides"));
     }
 
     #[test]

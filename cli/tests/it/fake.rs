@@ -75,6 +75,11 @@ impl Fake {
             .insert(path_and_query.into(), text.into());
     }
 
+    /// Takes such a text away again.
+    pub fn remove_text(&self, path_and_query: &str) {
+        self.0.lock().unwrap().texts.remove(path_and_query);
+    }
+
     pub fn busy(&self, codes: &[u16]) {
         self.0.lock().unwrap().busy = codes.to_vec();
     }

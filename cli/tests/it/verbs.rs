@@ -514,6 +514,129 @@ async fn why_and_describe_read_the_job_and_what_is_around_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn why_asks_the_scheduler_and_falls_back_to_the_status() {
+    let fake = Fake::default();
+    fake.job(
+        "x",
+        json!({}),
+        json!({"phase": "Waiting", "waiting": 1, "waitingFor": {"reasons": [{"reason": "NoNodes", "message": "old"}]}}),
+    );
+    let path = "/apis/rota.dev/v1/namespaces/default/jobs/x/why";
+    let answer = json!({"kind": "Why", "metadata": {"resourceVersion": "42"}, "waiting": 1,
+        "waitingFor": {"reasons": [{"reason": "QueueLimit", "message": "new"}]}});
+    fake.text(&format!("{path}?"), &answer.to_string());
+    let done = fake.run(&["why", "x", "-v"]).await;
+    assert!(
+        done.out.contains("QueueLimit: new") && !done.out.contains("NoNodes"),
+        "{}",
+        done.out
+    );
+    assert!(
+        done.out.contains("As of resourceVersion 42"),
+        "{}",
+        done.out
+    );
+    let done = fake.run(&["why", "x", "-o", "json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&done.out).unwrap(), answer);
+
+    fake.remove_text(&format!("{path}?"));
+    let done = fake.run(&["why", "x"]).await;
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.out.contains("NoNodes: old"), "{}", done.out);
+    assert!(done.err.contains("from the Job's status"), "{}", done.err);
+    let done = fake.run(&["why", "x", "-o", "json"]).await;
+    let shown: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(shown["waitingFor"]["reasons"][0]["reason"], "NoNodes");
+}
+
+#[tokio::test]
+async fn plan_asks_once_per_namespace_and_ends_with_2_when_something_waits() {
+    let fake = Fake::default();
+    let dir = tempfile::tempdir().unwrap();
+    let file = manifest(
+        &dir,
+        "apiVersion: rota.dev/v1\nkind: Job\nmetadata: {name: a}\n---\napiVersion: rota.dev/v1\nkind: Job\nmetadata: {name: b, namespace: other}\n---\napiVersion: rota.dev/v1\nkind: Queue\nmetadata: {name: q}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n",
+    );
+    let answer = |job: &str, waiting: u32| {
+        json!({"kind": "Plan", "jobs": [{"namespace": "n", "name": job, "tasks": 1, "placed": 1 - waiting, "waiting": waiting, "placements": []}]}).to_string()
+    };
+    let path = |namespace: &str| format!("/apis/rota.dev/v1/namespaces/{namespace}/plans?");
+    fake.text(&path("default"), &answer("a", 0));
+    fake.text(&path("other"), &answer("b", 0));
+    let done = fake.run(&["plan", "-f", &file]).await;
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("ConfigMap c has no part"), "{}", done.err);
+    let asked: Vec<Value> = fake
+        .writes()
+        .iter()
+        .map(|w| w.body["items"].clone())
+        .collect();
+    let kinds = |items: &Value| -> Vec<String> {
+        let items = items.as_array().unwrap().iter();
+        items.map(|i| i["kind"].as_str().unwrap().into()).collect()
+    };
+    assert_eq!(asked.len(), 2);
+    for items in &asked {
+        assert_eq!(kinds(items), ["Queue", "Job"]);
+    }
+
+    fake.text(&path("other"), &answer("b", 1));
+    let done = fake.run(&["plan", "-f", &file]).await;
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(
+        done.err.contains("1 of 2 tasks cannot be placed now"),
+        "{}",
+        done.err
+    );
+    let done = fake.run(&["plan", "-f", &file, "-o", "json"]).await;
+    assert_eq!(done.code, 2, "{}", done.err);
+    let list: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(list["items"].as_array().unwrap().len(), 2);
+
+    let none = manifest(
+        &dir,
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n",
+    );
+    let done = fake.run(&["plan", "-f", &none]).await;
+    assert_eq!(done.code, 1);
+    assert!(
+        done.err.contains("there is no Job and no Queue"),
+        "{}",
+        done.err
+    );
+}
+
+#[tokio::test]
+async fn queue_shows_the_tree_or_a_part_of_it() {
+    let fake = Fake::default();
+    for (name, parent) in [
+        ("org", Value::Null),
+        ("ml", json!("org")),
+        ("web", Value::Null),
+    ] {
+        fake.put(
+            &format!("/apis/rota.dev/v1/queues/{name}"),
+            json!({"apiVersion": "rota.dev/v1", "kind": "Queue", "metadata": {"name": name}, "spec": {"parent": parent, "weight": 1},
+                "status": {"used": {"cpu": "1500m"}}}),
+        );
+    }
+    let done = fake.run(&["queue"]).await;
+    assert_eq!(done.code, 0, "{}", done.err);
+    let names: Vec<&str> = done
+        .out
+        .lines()
+        .map(|l| l.split("   ").next().unwrap())
+        .collect();
+    assert_eq!(names, ["QUEUE", "org", "  ml", "web"], "{}", done.out);
+    assert!(done.out.contains("1.5 cpu"), "{}", done.out);
+    let done = fake.run(&["queue", "org", "-o", "name"]).await;
+    assert_eq!(done.out, "queue.rota.dev/org\nqueue.rota.dev/ml\n");
+    let done = fake.run(&["queue", "none"]).await;
+    assert_eq!(done.code, 1);
+    assert!(done.err.contains("not found"), "{}", done.err);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_busy_server_is_asked_again_but_not_for_ever() {
     let fake = Fake::default();
     fake.job("x", json!({}), json!({}));

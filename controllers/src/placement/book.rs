@@ -336,6 +336,11 @@ impl Book {
     pub fn live(&self) -> u64 {
         self.live.len()
     }
+    /// Indexes of a Batch Job that are neither done nor given up.
+    pub fn unfinished(&self) -> u64 {
+        let done = self.succeeded.len() + self.failed.len();
+        u64::from(self.n).saturating_sub(done)
+    }
     /// Indexes given up.
     pub fn failed(&self) -> &IndexSet {
         &self.failed

@@ -1,6 +1,7 @@
 //! What to write next, decided from memory: Tasks to create, stop and remove, ledger chunks to
 //! write, Jobs to let go. And what the answers mean.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -9,9 +10,12 @@ use rota_api::{Job, JobType, Task};
 use rota_scheduler::{Cause, Demand, Options, cycle};
 use serde_json::{Value, json};
 
+use super::ask::millis;
 use super::body::{Mould, ledger_item};
 use super::memory::{JobMem, Make, Memory, Stand, TaskMem};
 use super::need;
+use super::promise::Behind;
+use super::rules::Whose;
 use crate::lifecycle::{self, Hold, Ledger};
 use crate::runtime::{Failure, Key};
 
@@ -21,6 +25,24 @@ const PLACEMENTS_MAX: u32 = 1000;
 const CREATING_MAX: usize = 4000;
 /// Work units of a cycle: about a tenth of a second.
 const BUDGET: u64 = 10_000_000;
+/// After this long, in milliseconds, a Job that cannot start keeps newcomers off the nodes that it
+/// will need, though nobody knows when these will be free.
+const PATIENCE: i64 = 60_000;
+/// Tasks evicted by one cycle at most; Queues have their own bounds besides.
+const EVICTIONS_MAX: u32 = 1000;
+/// What an eviction costs a task besides lost work, in milliseconds: time to stop, a place in the
+/// order, artifacts and images fetched again.
+const RESTART: i64 = 30_000;
+/// What one cycle may do.
+pub(super) const OPTIONS: Options = Options {
+    budget: BUDGET,
+    placements: PLACEMENTS_MAX,
+    evictions: EVICTIONS_MAX,
+    patience: PATIENCE,
+    restart: RESTART,
+};
+/// Numbers of groups above this are gangs', below it Jobs'.
+const GANGS: u64 = 1 << 63;
 /// Pause of a Job whose Tasks the API refuses.
 const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 
@@ -52,6 +74,9 @@ pub struct Write {
     pub op: Op,
     /// As the bulk endpoint takes it.
     pub item: Value,
+    /// Writes of one such number above 0 are stored together or not at all, as far as one
+    /// transaction goes.
+    pub together: u64,
 }
 
 /// The answer to a write.
@@ -131,6 +156,9 @@ impl Memory {
             }
         }
         self.stop_surplus(serial, tasks_of);
+        self.give_up_gang(serial, tasks_of, now);
+        // A promise may have become void with the Job's change.
+        self.freed |= !self.promised.is_empty();
         let Some(job) = self.jobs.get(&serial) else {
             return;
         };
@@ -144,10 +172,14 @@ impl Memory {
             self.leaving.insert(serial);
             return;
         }
+        let known = self.jobs.get(&serial);
+        let known = known.and_then(|j| Some((j.job.clone()?, j.left())));
+        let terms = known.map(|(job, left)| self.terms(&job, left));
         let make = self.make(serial);
         let Some(job) = self.jobs.get_mut(&serial) else {
             return;
         };
+        job.terms = terms;
         job.make = make;
         let hungry = job.make.is_some() && job.paused_until.is_none() && room(job) > 0;
         if hungry {
@@ -171,7 +203,13 @@ impl Memory {
         let defaults = queue.and_then(|q| q.queue.as_ref()?.spec.default_resources.as_ref());
         let spec = &revision.spec.template.spec;
         let requests = need::requests(spec, defaults);
-        let class = need::class(spec, &requests);
+        let meta = revision.spec.template.metadata.as_ref();
+        let whose = Whose {
+            namespace: &job.owner.namespace,
+            job: &job.owner.name,
+            labels: meta.and_then(|m| m.labels.as_ref()),
+        };
+        let class = need::class(spec, &requests, whose);
         let mould = Mould::new(
             &job.owner,
             revision,
@@ -215,46 +253,44 @@ impl Memory {
     }
 
     /// Runs a scheduling cycle over what is hungry; answers the Tasks to create.
-    pub fn place(&mut self) -> Vec<Write> {
+    pub fn place(&mut self, now: Timestamp) -> Vec<Write> {
         let mut writes = std::mem::take(&mut self.resend);
+        writes.extend(self.keep_promises());
         let room_left = CREATING_MAX.saturating_sub(self.creating);
         if room_left == 0 || self.hungry.is_empty() {
             return writes;
         }
-        let look_at_all = std::mem::take(&mut self.freed);
+        self.freed = false;
+        // What waits from before is asked again each time: it may hold a reservation, which what
+        // is new must not delay. Looking at a class that did not fit before costs next to nothing.
         let mut serials = Vec::new();
         let mut demands = Vec::new();
         for serial in &self.hungry {
-            let Some((job, make)) = self
-                .jobs
-                .get(serial)
-                .and_then(|j| Some((j, j.make.as_ref()?)))
-            else {
-                continue;
-            };
-            if job.starved && !look_at_all {
-                continue;
+            let job = self.jobs.get(serial);
+            if let Some(demand) = job.and_then(|job| self.demand(*serial, job)) {
+                serials.push(*serial);
+                demands.push(demand);
             }
-            let meta = job.job.as_ref().map(|j| &j.metadata);
-            let created = meta.and_then(|m| m.creation_timestamp.as_ref());
-            serials.push(*serial);
-            demands.push(Demand {
-                id: *serial,
-                class: make.class.clone(),
-                queue: make.queue,
-                priority: job.job.as_ref().map_or(0, |j| j.spec.priority),
-                created: created.map_or(0, |t| t.0.as_second()),
-                count: room(job),
-            });
         }
         if demands.is_empty() {
             return writes;
         }
         let options = Options {
-            budget: BUDGET,
             placements: PLACEMENTS_MAX.min(u32::try_from(room_left).unwrap_or(u32::MAX)),
+            ..OPTIONS
         };
-        let outcome = cycle(&mut self.cluster, &demands, options);
+        self.allow_evictions(now);
+        self.cluster.advance(millis(now));
+        let outcome = cycle(&mut self.cluster, &demands, millis(now), options);
+        self.evict(&outcome, &serials, now);
+        // A gang of which one member must wait for others to leave starts when all can.
+        let waits: BTreeSet<u64> = outcome
+            .placements
+            .iter()
+            .filter(|p| p.waits)
+            .map(|p| group(&demands[p.demand as usize]))
+            .collect();
+        let mut begun = BTreeSet::new();
         for placement in &outcome.placements {
             let serial = serials[placement.demand as usize];
             let node = self.cluster.node_name(placement.node).to_string();
@@ -269,16 +305,27 @@ impl Memory {
             let name = task_name(&job.owner.name, &job.owner.uid, index, attempt);
             let key = Key::new(&job.owner.namespace, &name);
             let epoch = self.epochs.get(&node).copied().unwrap_or(0);
-            writes.push(Write {
+            let demand = &demands[placement.demand as usize];
+            let write = Write {
                 op: Op::Create(key.clone()),
                 item: json!({
                     "verb": "create", "path": job.owner.collection("tasks"),
                     "body": make.mould.task(&name, index, attempt, &node, epoch),
                 }),
-            });
+                together: demand.gang,
+            };
             job.tasks.insert(key.clone());
             job.told.placed(&node);
-            self.creating += 1;
+            job.behind = None;
+            begun.insert(serial);
+            self.holders.insert(placement.task, key.clone());
+            let waits = waits.contains(&group(demand));
+            if waits {
+                self.promised.add(group(demand), key.clone(), write);
+            } else {
+                self.creating += 1;
+                writes.push(write);
+            }
             let task = TaskMem {
                 job: serial,
                 uid: None,
@@ -286,7 +333,11 @@ impl Memory {
                 attempt,
                 node,
                 held: Some(placement.task),
-                stand: Stand::Creating,
+                stand: if waits {
+                    Stand::Promised
+                } else {
+                    Stand::Creating
+                },
                 end: None,
                 deleting: false,
                 stop_sent: false,
@@ -294,12 +345,16 @@ impl Memory {
             };
             self.tasks.insert(key, task);
         }
+        for serial in begun {
+            self.started(serial, now);
+        }
         for waiting in &outcome.waiting {
             let serial = serials[waiting.demand as usize];
             if waiting.cause == Cause::Budget {
                 self.freed = true;
             } else if let Some(job) = self.jobs.get_mut(&serial) {
                 job.starved = true;
+                job.behind = Behind::of(waiting.cause, &outcome.reservations, &serials);
                 self.status.insert(serial);
             }
         }
@@ -320,6 +375,7 @@ impl Memory {
             || (self.creating < CREATING_MAX
                 && !self.hungry.is_empty()
                 && (self.freed || self.hungry.iter().any(look)))
+            || (self.freed && !self.promised.is_empty())
     }
 
     /// Whether [`Memory::tidy`] or [`Memory::farewells`] may have something to do.
@@ -337,7 +393,7 @@ impl Memory {
 
     /// Whether [`Memory::job_statuses`] may have something to do.
     pub fn wants_to_tell(&self) -> bool {
-        !self.status.is_empty()
+        !self.status.is_empty() || !self.notes.is_empty()
     }
 
     /// Folds, stops and removals that are due, at most `max`.
@@ -352,6 +408,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::Fold(serial, number),
                     item: ledger_item(&job.owner, &write),
+                    together: 0,
                 });
             }
         }
@@ -370,6 +427,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::Stop(key),
                     item,
+                    together: 0,
                 });
             }
         }
@@ -388,6 +446,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::Remove(key),
                     item,
+                    together: 0,
                 });
             }
         }
@@ -412,6 +471,7 @@ impl Memory {
                 writes.push(Write {
                     op: Op::DropLedger(*serial, *number),
                     item: json!({"verb": "delete", "path": path}),
+                    together: 0,
                 });
                 job.releasing = true;
             }
@@ -428,6 +488,7 @@ impl Memory {
                     writes.push(Write {
                         op: Op::Release(*serial),
                         item,
+                        together: 0,
                     });
                 }
                 // Others hold it; the watch tells when it goes.
@@ -523,7 +584,11 @@ impl Memory {
                 }
             }
             Answer::Failed(Failure::Transient { .. } | Failure::LeaseLost(_)) => {
-                self.resend.push(write);
+                // Nobody knows which of a gang are there: each is made certain by itself.
+                self.resend.push(Write {
+                    together: 0,
+                    ..write
+                });
             }
             Answer::Failed(failure) => {
                 tracing::warn!(task = %key, %failure, "a Task was refused");
@@ -584,6 +649,14 @@ impl Memory {
                 self.chunks.insert((serial, number));
             }
         }
+    }
+}
+
+/// What starts together: the gang, or else the demand.
+fn group(demand: &Demand) -> u64 {
+    match demand.gang {
+        0 => demand.id,
+        gang => GANGS + gang,
     }
 }
 

@@ -1,21 +1,24 @@
 //! Memory: everything that placement knows, advanced by watched changes and by the answers to its
 //! own writes. No I/O and no clock here, so that a simulation can drive it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use rota_api::names::{ANNOTATION_EPOCH, LABEL_AGENT};
-use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Task};
+use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Resources, Task};
 use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Taint, TaskId};
 
+use super::ask::{Ids, Terms, millis};
 use super::body::{Mould, Owner};
 use super::book::{Book, Found};
 use super::fold::{End, Rules, end_of};
-use super::need;
+use super::outlook::Outlook;
+use super::promise::{Behind, Promised};
+use super::{gang, need};
 use crate::lifecycle::{self, Hold, Wanted};
-use crate::runtime::{Change, Key};
+use crate::runtime::{Change, Key, Note};
 
 /// How long the Task of a succeeded index is kept, and how many per Job.
 const KEEP_SUCCEEDED: (SignedDuration, usize) = (SignedDuration::from_secs(60), 1000);
@@ -25,6 +28,8 @@ const KEEP_FAILED: (SignedDuration, usize) = (SignedDuration::from_secs(3600), 1
 /// Where a Task stands between its creation and its removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stand {
+    /// It has a node whose present tasks must leave first: nothing is written yet.
+    Promised,
     /// Its create is on its way, or nobody knows.
     Creating,
     /// It occupies its index.
@@ -69,6 +74,7 @@ pub(super) struct JobMem {
     pub wanted: Wanted,
     pub n: u32,
     pub make: Option<Make>,
+    pub terms: Option<Terms>,
     /// All its Tasks that exist or may exist.
     pub tasks: BTreeSet<Key>,
     /// Tasks whose fold is not acknowledged, by index.
@@ -77,8 +83,12 @@ pub(super) struct JobMem {
     pub kept: [BTreeSet<(Timestamp, Key)>; 2],
     /// Nothing of it fitted at the last look.
     pub starved: bool,
-    /// Creates were refused: nothing is tried before.
+    /// What stood in its way then, beyond nodes and queue.
+    pub behind: Option<Behind>,
+    /// Creates were refused, or its gang gave up: nothing is tried before.
     pub paused_until: Option<Timestamp>,
+    /// Since when its gang has nodes and too few running members.
+    pub short_since: Option<Timestamp>,
     /// A write that ends the Job's deletion is on its way.
     pub releasing: bool,
     pub told: super::status::Told,
@@ -89,6 +99,24 @@ pub(super) struct QueueMem {
     pub queue: Option<Arc<Queue>>,
     pub told: Option<(serde_json::Value, i64)>,
     pub in_flight: bool,
+    /// Resource-seconds thrown away by evictions in this term.
+    pub wasted: BTreeMap<String, i64>,
+    /// The same of earlier terms, as the status said when this one began.
+    pub wasted_before: Option<BTreeMap<String, i64>>,
+    /// Tasks evicted for it within the last hour, oldest first.
+    pub evicted: VecDeque<Timestamp>,
+}
+
+impl QueueMem {
+    /// Resource-seconds thrown away by evictions since the queue was made.
+    pub fn wasted(&self) -> BTreeMap<String, i64> {
+        let mut sum = self.wasted_before.clone().unwrap_or_default();
+        for (resource, amount) in &self.wasted {
+            let all = sum.entry(resource.clone()).or_default();
+            *all = all.saturating_add(*amount);
+        }
+        sum
+    }
 }
 
 /// See the module docs.
@@ -97,7 +125,7 @@ pub struct Memory {
     pub(super) jobs: BTreeMap<u64, JobMem>,
     by_uid: HashMap<String, u64>,
     by_key: HashMap<Key, u64>,
-    serial: u64,
+    pub(super) serial: u64,
     pub(super) tasks: HashMap<Key, TaskMem>,
     pub(super) revisions: HashMap<Key, Arc<JobRevision>>,
     pub(super) queues: BTreeMap<String, QueueMem>,
@@ -125,6 +153,16 @@ pub struct Memory {
     /// Where the next look at them begins.
     pub(super) status_from: u64,
     pub(super) creating: usize,
+    pub(super) namespaces: Ids<String>,
+    /// By namespace and name.
+    pub(super) gangs: Ids<(String, String)>,
+    /// Which Task holds what in the cluster.
+    pub(super) holders: HashMap<TaskId, Key>,
+    /// Tasks that have a node and are created when others have left it.
+    pub(super) promised: Promised,
+    pub(super) outlook: Outlook,
+    /// What people should be told, until somebody takes it.
+    pub(super) notes: Vec<Note>,
     /// Jobs that are being deleted or are gone, until nothing of them is left.
     pub(super) leaving: BTreeSet<u64>,
 }
@@ -163,6 +201,12 @@ impl Memory {
             status: BTreeSet::new(),
             status_from: 0,
             creating: 0,
+            namespaces: Ids::default(),
+            gangs: Ids::default(),
+            holders: HashMap::new(),
+            promised: Promised::default(),
+            notes: Vec::new(),
+            outlook: Outlook::default(),
             leaving: BTreeSet::new(),
         }
     }
@@ -206,6 +250,13 @@ impl Memory {
         let memory = self.queues.entry(name.clone()).or_default();
         let changed = rules(&memory.queue) != rules(&change.new);
         memory.queue = change.new.clone();
+        if memory.wasted_before.is_none()
+            && let Some(queue) = &change.new
+        {
+            let status = queue.status.as_ref();
+            let told = status.and_then(|s| s.wasted_by_preemption.as_ref());
+            memory.wasted_before = Some(need::base(told.unwrap_or(&Resources::new())));
+        }
         if changed || change.new.is_none() {
             let spec = change.new.as_ref().map(|q| need::queue(&q.spec));
             self.cluster.set_queue(&name, spec);
@@ -254,18 +305,26 @@ impl Memory {
             None => self.admit(change.key.namespace(), change.key.name(), &uid),
         };
         self.by_key.insert(change.key.clone(), serial);
+        let left = self.jobs.get(&serial).map_or(0, JobMem::left);
+        let terms = self.terms(job, left);
         if let Some(memory) = self.jobs.get_mut(&serial) {
             memory.rules = Rules::of(job);
             memory.job = Some(job.clone());
+            memory.terms = Some(terms);
         }
         self.dirty.insert(serial);
         self.status.insert(serial);
     }
 
+    /// Our number of the Job of this name.
+    pub(super) fn serial_of(&self, namespace: &str, name: &str) -> Option<u64> {
+        self.by_key.get(&Key::new(namespace, name)).copied()
+    }
+
     /// The Job of this name as last seen.
     pub(super) fn job_named(&self, namespace: &str, name: &str) -> Option<Arc<Job>> {
-        let serial = self.by_key.get(&Key::new(namespace, name))?;
-        self.jobs.get(serial)?.job.clone()
+        let serial = self.serial_of(namespace, name)?;
+        self.jobs.get(&serial)?.job.clone()
     }
 
     fn admit(&mut self, namespace: &str, name: &str, uid: &str) -> u64 {
@@ -307,7 +366,10 @@ impl Memory {
             folding: BTreeMap::new(),
             kept: [BTreeSet::new(), BTreeSet::new()],
             starved: false,
+            behind: None,
+            terms: None,
             paused_until: None,
+            short_since: None,
             releasing: false,
             told: Default::default(),
         };
@@ -358,19 +420,26 @@ impl Memory {
         let deleting = task.metadata.deletion_timestamp.is_some();
         let news = deleting != memory.deleting;
         memory.deleting = deleting;
+        if let Some(held) = memory.held.filter(|_| deleting) {
+            self.cluster.leave(held);
+        }
         if memory.stand == Stand::Creating {
             memory.stand = Stand::Live;
         }
         let Some(job) = self.jobs.get(&serial) else {
             return;
         };
-        if news || job.rules.type_ == JobType::Service || !job.wanted.runnable() {
+        let timed = job.job.as_ref().is_some_and(|j| gang::timeout(j).is_some());
+        if news || timed || job.rules.type_ == JobType::Service || !job.wanted.runnable() {
             self.dirty.insert(serial);
         }
         if let Some(end) = end_of(task)
             && memory.end.is_none()
         {
             memory.end = Some(end);
+            if end == End::Succeeded {
+                self.learn(task);
+            }
             let restarts = task.status.as_ref().map_or(0, |s| s.restarts.max(0) as u32);
             self.ended(key, end, restarts, now);
         }
@@ -383,17 +452,29 @@ impl Memory {
             Some(serial) => *serial,
             None => self.remains(key.namespace(), &spec.job_name, &spec.job_uid),
         };
+        let template = Key::new(key.namespace(), &spec.revision);
+        let template = self.revisions.get(&template);
+        let template = template.map(|r| &r.spec.template.spec);
+        let created = task.metadata.creation_timestamp.as_ref();
+        let started = task.status.as_ref().and_then(|s| s.started_time.as_ref());
+        let since = started.or(created).map_or(0, |t| millis(t.0));
+        let deleting = task.metadata.deletion_timestamp.is_some();
+        let class = need::bound(task, template);
+        let run = self.run_since(serial, since);
         let Some(job) = self.jobs.get_mut(&serial) else {
             return;
         };
         let (index, attempt) = (spec.index.max(0) as u32, spec.attempt.max(0) as u32);
         let found = job.book.found(index, attempt);
         job.tasks.insert(key.clone());
-        let ports = spec.ports.iter().flatten().map(|p| p.port);
         let held = lifecycle::is_live(task).then(|| {
             let queue = self.cluster.queue(&spec.queue);
-            let class = need::holding(&spec.requests, ports);
-            self.cluster.bind(&spec.node_name, queue, &class)
+            let held = self.cluster.bind(&spec.node_name, queue, &class, run);
+            if deleting {
+                self.cluster.leave(held);
+            }
+            self.holders.insert(held, key.clone());
+            held
         });
         let memory = TaskMem {
             job: serial,
@@ -407,7 +488,7 @@ impl Memory {
                 Found::Superseded => Stand::Superseded,
             },
             end: None,
-            deleting: task.metadata.deletion_timestamp.is_some(),
+            deleting,
             stop_sent: false,
             remove_sent: false,
         };
@@ -425,6 +506,7 @@ impl Memory {
         };
         if let Some(held) = task.held.take() {
             self.cluster.release(held);
+            self.holders.remove(&held);
             self.freed = true;
         }
         let Some(job) = self.jobs.get_mut(&task.job) else {
@@ -513,8 +595,10 @@ impl Memory {
         };
         if let Some(held) = task.held {
             self.cluster.release(held);
+            self.holders.remove(&held);
             self.freed = true;
         }
+        self.promised.remove(key);
         if let Some(job) = self.jobs.get_mut(&task.job) {
             job.tasks.remove(key);
             job.book.give_back(task.index);
@@ -555,6 +639,12 @@ fn node_spec(node: &Node) -> NodeSpec {
                 let quantity: rota_api::Quantity = quantity.0.parse().ok()?;
                 Some((name.clone(), quantity.base_floor(name)))
             })
+            .collect(),
+        devices: allocatable
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| rota_api::quantity::is_shared_device(name))
+            .map(|(name, _)| name.clone())
             .collect(),
         unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or(false),
         // Being deleted takes nothing new either.

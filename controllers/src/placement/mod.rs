@@ -8,16 +8,28 @@
 //!
 //! Two lanes of writes are on their way at the same time: creates, which somebody waits for, and
 //! everything else, so that folding and removing never hold back a start.
+//!
+//! Between two cycles placement answers questions about what it would do ([`questions`]).
 
+mod ask;
 mod body;
 pub mod book;
 pub mod decide;
 pub mod fold;
+mod gang;
+mod line;
 pub mod memory;
 pub mod need;
+mod outlook;
+mod promise;
+pub mod questions;
+pub mod rules;
+mod shares;
 mod status;
+pub mod trial;
 pub mod why;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -26,9 +38,11 @@ use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::Node;
 use rota_api::{Job, JobLedger, JobRevision, Queue, Task};
 use serde_json::Value;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::decide::{Answer, Op, Write};
+use self::line::Asked;
 use self::memory::Memory;
 use crate::runtime::{
     BY_JOB_UID, Context, Failure, Informer, Informers, Rest, Subscription, backoff,
@@ -42,6 +56,8 @@ const TIDY_GAP: Duration = Duration::from_millis(10);
 const TIDY_MAX: usize = 1000;
 /// Creates are sent in requests of this many.
 const CREATE_CHUNK: usize = 500;
+/// Most objects that the API stores in one transaction.
+const ATOMIC_MAX: usize = 100;
 /// How often Jobs are told why they wait.
 const JOB_STATUS_EVERY: Duration = Duration::from_millis(200);
 /// How often Queues are told how full they are.
@@ -65,7 +81,9 @@ pub async fn run(ctx: Context) -> Result<(), Failure> {
     let Some((feeds, memory)) = opened.transpose()? else {
         return Ok(());
     };
-    let mut desk = Desk::new(ctx, feeds, memory);
+    let (line, asked) = line::open(&ctx);
+    let _line = line;
+    let mut desk = Desk::new(ctx, feeds, memory, asked);
     desk.take_changes();
     desk.memory.complete();
     desk.work().await
@@ -156,6 +174,7 @@ struct Desk {
     feeds: Feeds,
     memory: Memory,
     sent: FuturesUnordered<BoxFuture<'static, Answered>>,
+    asked: mpsc::Receiver<Asked>,
     create: Pace,
     tidy: Pace,
     job_status: Instant,
@@ -163,12 +182,13 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(ctx: Context, feeds: Feeds, memory: Memory) -> Self {
+    fn new(ctx: Context, feeds: Feeds, memory: Memory, asked: mpsc::Receiver<Asked>) -> Self {
         Desk {
             ctx,
             feeds,
             memory,
             sent: FuturesUnordered::new(),
+            asked,
             create: Pace::new(),
             tidy: Pace::new(),
             job_status: Instant::now(),
@@ -180,16 +200,25 @@ impl Desk {
         loop {
             self.act();
             let wake = self.next_wake();
+            let mut question = None;
             tokio::select! {
                 biased;
                 _ = self.ctx.stop.cancelled() => return Ok(()),
                 Some((lane, answers)) = self.sent.next(), if !self.sent.is_empty() => {
                     self.take_answers(lane, answers)?;
                 }
+                Some(asked) = self.asked.recv() => question = Some(asked),
                 _ = self.feeds.ready() => {}
                 _ = tokio::time::sleep_until(wake) => {}
             }
+            // Read before the changes are taken, so that those are all in the answer.
+            let version = question.is_some().then(|| line::seen(&self.ctx.informers));
             self.take_changes();
+            if let (Some(asked), Some(version)) = (question, version) {
+                self.decide();
+                let now = self.ctx.clock.now();
+                asked.answer(&mut self.memory, version, now);
+            }
         }
     }
 
@@ -242,19 +271,22 @@ impl Desk {
         Ok(())
     }
 
+    /// Decides again about Jobs that changed.
+    fn decide(&mut self) {
+        let cache = self.feeds.tasks.cache();
+        let tasks_of = |uid: &str| cache.by(BY_JOB_UID, uid);
+        self.memory.decide(&tasks_of, self.ctx.clock.now());
+    }
+
     /// Decides, and sends what is due.
     fn act(&mut self) {
+        self.decide();
         let now = self.ctx.clock.now();
-        let cache = self.feeds.tasks.clone();
-        let tasks_of = move |uid: &str| cache.cache().by(BY_JOB_UID, uid);
-        self.memory.decide(&tasks_of, now);
         let instant = Instant::now();
         if instant >= self.create.not_before && self.memory.wants_to_place() {
-            let writes = self.memory.place();
+            let writes = self.memory.place(now);
             self.create.not_before = instant + CYCLE_GAP;
-            let mut writes = writes.into_iter().peekable();
-            while writes.peek().is_some() {
-                let chunk = writes.by_ref().take(CREATE_CHUNK).collect();
+            for chunk in requests(writes) {
                 self.send(Lane::Create, chunk);
             }
         }
@@ -317,10 +349,37 @@ impl Desk {
     }
 }
 
+/// Splits creates into requests: a gang that one transaction holds has one of its own.
+fn requests(writes: Vec<Write>) -> Vec<Vec<Write>> {
+    let mut single = Vec::new();
+    let mut gangs: BTreeMap<u64, Vec<Write>> = BTreeMap::new();
+    for write in writes {
+        match write.together {
+            0 => single.push(write),
+            gang => gangs.entry(gang).or_default().push(write),
+        }
+    }
+    let mut out = Vec::new();
+    for mut gang in gangs.into_values() {
+        if gang.len() <= ATOMIC_MAX {
+            out.push(gang);
+        } else {
+            single.append(&mut gang);
+        }
+    }
+    let mut single = single.into_iter().peekable();
+    while single.peek().is_some() {
+        out.push(single.by_ref().take(CREATE_CHUNK).collect());
+    }
+    out
+}
+
 /// Sends writes as one bulk request, and looks at what stood in the way of those that failed.
 async fn carry_out(rest: Rest, writes: Vec<Write>) -> Vec<(Write, Answer)> {
     let items: Vec<Value> = writes.iter().map(|w| w.item.clone()).collect();
-    let answers = match rest.bulk(items, false, false).await {
+    // Writes that belong together come in a request of their own, see `requests`.
+    let together = writes.first().is_some_and(|w| w.together != 0) && writes.len() <= ATOMIC_MAX;
+    let answers = match rest.bulk(items, together, false).await {
         Ok(answers) => answers,
         Err(failure) => writes.iter().map(|_| Err(failure.clone())).collect(),
     };

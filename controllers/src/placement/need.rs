@@ -4,9 +4,14 @@ use std::collections::BTreeMap;
 
 use rota_api::names::RESOURCE_PORTS;
 use rota_api::{
-    Placement, Quantity, QueueOrder, Resources, TaintEffect, TaskSpec, TolerationOperator,
+    Placement, Quantity, QueueOrder, ReclaimPolicy, Resources, TaintEffect, Task, TaskSpec,
+    TolerationOperator, WithinQueue,
 };
-use rota_scheduler::{Class, ClassSpec, Effect, Order, Policy, QueueSpec, Toleration};
+use rota_scheduler::{
+    Backfill, Class, ClassSpec, Effect, Order, Policy, QueueSpec, Reclaim, Toleration,
+};
+
+use super::rules::{self, Whose};
 
 /// Requests where neither the template nor the Queue says anything.
 const CPU_DEFAULT_MILLI: i64 = 100;
@@ -55,19 +60,29 @@ pub fn base(resources: &Resources) -> BTreeMap<String, i64> {
         .collect()
 }
 
-/// The class of a task that holds these requests and ports; for Tasks that are bound already.
-pub fn holding(requests: &Resources, ports: impl Iterator<Item = i32>) -> Class {
-    Class::new(ClassSpec {
-        requests: base(requests),
-        ports: fixed(ports),
+/// The class of a Task that is bound already: what it holds, and what others see of it. Of its own
+/// rules only those against others count from now on; they are in its revision, if that is known.
+pub fn bound(task: &Task, template: Option<&TaskSpec>) -> Class {
+    let spec = &task.spec;
+    let mut class = ClassSpec {
+        requests: base(&spec.requests),
+        ports: fixed(spec.ports.iter().flatten().map(|p| p.port)),
         ..ClassSpec::default()
-    })
+    };
+    let bare = TaskSpec::default();
+    let whose = Whose {
+        namespace: task.metadata.namespace.as_deref().unwrap_or(""),
+        job: &spec.job_name,
+        labels: task.metadata.labels.as_ref(),
+    };
+    rules::write(&mut class, template.unwrap_or(&bare), whose);
+    Class::new(class)
 }
 
 /// The class of a template's tasks.
-pub fn class(spec: &TaskSpec, requests: &Resources) -> Class {
+pub fn class(spec: &TaskSpec, requests: &Resources, whose: Whose<'_>) -> Class {
     let tolerations = spec.tolerations.iter().flatten();
-    Class::new(ClassSpec {
+    let mut class = ClassSpec {
         requests: base(requests),
         node_selector: spec.node_selector.clone().unwrap_or_default(),
         tolerations: tolerations
@@ -87,7 +102,10 @@ pub fn class(spec: &TaskSpec, requests: &Resources) -> Class {
             })
             .collect(),
         ports: fixed(spec.ports.iter().flatten().map(|p| p.port)),
-    })
+        ..ClassSpec::default()
+    };
+    rules::write(&mut class, spec, whose);
+    Class::new(class)
 }
 
 fn fixed(ports: impl Iterator<Item = i32>) -> Vec<u16> {
@@ -99,19 +117,40 @@ fn fixed(ports: impl Iterator<Item = i32>) -> Vec<u16> {
 
 /// A Queue's rules as the scheduler takes them.
 pub fn queue(spec: &rota_api::QueueSpec) -> QueueSpec {
-    let limit = spec.limit.iter().flatten();
+    let amounts = |resources: &Option<Resources>| {
+        let each = resources.iter().flatten();
+        each.map(|(name, q)| (name.clone(), q.base_floor(name)))
+            .collect()
+    };
     QueueSpec {
-        limit: limit
-            .map(|(name, q)| (name.clone(), q.base_floor(name)))
-            .collect(),
+        parent: spec.parent.clone(),
+        weight: spec.weight.max(1) as u32,
+        guarantee: amounts(&spec.guarantee),
+        limit: amounts(&spec.limit),
+        reclaim: match spec.reclaim_policy {
+            ReclaimPolicy::PreemptBorrowers => Reclaim::PreemptBorrowers,
+            ReclaimPolicy::PreemptToShare => Reclaim::PreemptToShare,
+            ReclaimPolicy::WhenIdle => Reclaim::WhenIdle,
+        },
+        preempt_within: spec.preemption.within_queue == WithinQueue::LowerPriority,
         order: match spec.order {
             QueueOrder::Fifo => Order::Fifo,
             QueueOrder::Priority => Order::Priority,
+            QueueOrder::ShortestJobFirst => Order::ShortestJobFirst,
+            QueueOrder::ShortestRemainingTimeFirst => Order::ShortestRemainingTimeFirst,
+            QueueOrder::Fair => Order::Fair,
         },
         policy: match spec.placement {
             Placement::BinPack => Policy::BinPack,
             Placement::Spread => Policy::Spread,
+            Placement::Fragmentation => Policy::Fragmentation,
         },
+        backfill: match spec.backfill {
+            rota_api::Backfill::Off => Backfill::Off,
+            rota_api::Backfill::Easy => Backfill::Easy,
+            rota_api::Backfill::Conservative => Backfill::Conservative,
+        },
+        half_life: spec.usage_half_life_seconds.saturating_mul(1000),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why: the scheduler's blockers and changes in words for people. Pure.
 
 use rota_api::{Quantity, WaitReason, WaitingFor};
-use rota_scheduler::{Blocker, Change, Explanation, Taint};
+use rota_scheduler::{Blocker, Change, Detached, Explanation, Taint};
 
 /// Most reasons that a status holds.
 const REASONS_MAX: usize = 16;
@@ -12,7 +12,17 @@ pub fn waiting_for(why: &Explanation, queue: &str) -> WaitingFor {
     WaitingFor {
         reasons: reasons.map(|b| reason(b, queue)).collect(),
         smallest_change: why.change.as_ref().map(|c| change(c, queue)),
+        estimated_start: None,
     }
+}
+
+/// The same with another reason before the others, if there is one.
+pub fn after(first: Option<WaitReason>, mut waiting: WaitingFor) -> WaitingFor {
+    if let Some(reason) = first {
+        waiting.reasons.insert(0, reason);
+        waiting.reasons.truncate(REASONS_MAX);
+    }
+    waiting
 }
 
 /// One reason.
@@ -36,7 +46,20 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
     match blocker {
         Blocker::NoNodes => plain("NoNodes", "there is no node"),
         Blocker::QueueMissing => plain("QueueNotFound", format!("there is no Queue {queue}")),
+        Blocker::QueueDetached(Detached::ParentMissing) => plain(
+            "QueueNotFound",
+            format!("a Queue above Queue {queue} does not exist"),
+        ),
+        Blocker::QueueDetached(Detached::Cycle) => plain(
+            "QueueNotFound",
+            format!("Queue {queue} is below itself: its parents form a circle"),
+        ),
+        Blocker::TooFewTogether { needed, fit } => plain(
+            "Gang",
+            format!("{needed} tasks must start together; there is room for {fit} now"),
+        ),
         Blocker::QueueLimit {
+            queue,
             resource,
             limit,
             used,
@@ -46,7 +69,7 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
             plain(
                 "QueueLimit",
                 format!(
-                    "a task needs {} of {resource}; Queue {queue} holds {} of its limit of {}",
+                    "{} of {resource} is needed; Queue {queue} holds {} of its limit of {}",
                     amount(resource, *request),
                     amount(resource, *used),
                     amount(resource, *limit)
@@ -75,6 +98,14 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
             *nodes,
             format!("{} not the labels of nodeSelector", have(*nodes)),
         ),
+        Blocker::NodeAffinityMismatch { nodes } => nodes_of(
+            "NodeAffinityMismatch",
+            *nodes,
+            format!(
+                "{} not the labels that node affinity requires",
+                have(*nodes)
+            ),
+        ),
         Blocker::InsufficientResource {
             resource,
             nodes,
@@ -97,6 +128,27 @@ fn reason(blocker: &Blocker, queue: &str) -> WaitReason {
             "PortInUse",
             *nodes,
             format!("{} a fixed port in use already", have(*nodes)),
+        ),
+        Blocker::Affinity { nodes } => nodes_of(
+            "Affinity",
+            *nodes,
+            format!("{} no task near that this one must be with", have(*nodes)),
+        ),
+        Blocker::AntiAffinity { nodes } => nodes_of(
+            "AntiAffinity",
+            *nodes,
+            format!(
+                "{} a task near that must be kept apart from this one",
+                have(*nodes)
+            ),
+        ),
+        Blocker::SpreadSkew { nodes } => nodes_of(
+            "SpreadSkew",
+            *nodes,
+            format!(
+                "{} more tasks near than the allowed skew over the emptiest part",
+                have(*nodes)
+            ),
         ),
         Blocker::NeverFits {
             resource,
@@ -133,11 +185,25 @@ fn change(change: &Change, queue: &str) -> String {
             "remove {key}={value} from nodeSelector ({} room then)",
             have(*nodes)
         ),
+        Change::DropNodeAffinity { nodes } => format!(
+            "remove the required node affinity ({} room then)",
+            have(*nodes)
+        ),
         Change::Tolerate { taint, nodes } => {
             format!("tolerate {} ({} room then)", named(taint), have(*nodes))
         }
         Change::RaiseQueueLimit(raises) => {
-            format!("raise the limit of Queue {queue}: {}", list(raises))
+            let each = raises.iter().map(|(queue, resource, from, to)| {
+                format!(
+                    "the limit of Queue {queue} for {resource} from {} to {}",
+                    amount(resource, *from),
+                    amount(resource, *to)
+                )
+            });
+            format!("raise {}", each.collect::<Vec<_>>().join(" and "))
+        }
+        Change::LowerTogether { from, to } => {
+            format!("lower gang.minAvailable from {from} to {to}")
         }
         Change::CreateQueue => format!("create Queue {queue}"),
     }
@@ -184,7 +250,7 @@ mod tests {
                 most_free: 4500,
             }],
             change: Some(Change::Lower(vec![("cpu".into(), 8000, 4500)])),
-            never: false,
+            ..Explanation::default()
         };
         let words = waiting_for(&why, "q");
         assert_eq!(

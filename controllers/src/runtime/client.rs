@@ -177,6 +177,37 @@ impl Rest {
         }
     }
 
+    /// Turns a request into a connection on which the server speaks `protocol`.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<hyper::upgrade::Upgraded, Failure> {
+        let mut request = Request::get(path)
+            .header(http::header::CONNECTION, "Upgrade")
+            .header(http::header::UPGRADE, protocol);
+        if let Some(fence) = &self.fence {
+            request = request.header(HEADER_FENCE, fence.clone());
+        }
+        let request = request
+            .body(Body::empty())
+            .map_err(|e| Failure::Terminal(format!("cannot build a request to {path}: {e}")))?;
+        let broken = |e: &dyn std::fmt::Display| Failure::transient(format!("{path}: {e}"));
+        let opened = async {
+            let response = self.client.send(request).await.map_err(|e| broken(&e))?;
+            let status = response.status();
+            if status != StatusCode::SWITCHING_PROTOCOLS {
+                let body = response.into_body().collect().await;
+                return Err(failure(status, &body.map_err(|e| broken(&e))?.to_bytes()));
+            }
+            hyper::upgrade::on(response).await.map_err(|e| broken(&e))
+        };
+        match tokio::time::timeout(REQUEST_TIMEOUT, opened).await {
+            Ok(opened) => opened,
+            Err(_) => Err(broken(&"the connection was not handed over in time")),
+        }
+    }
+
     /// Sends one request and reads the whole answer; anything but 2xx is a [`Failure`].
     async fn call(
         &self,

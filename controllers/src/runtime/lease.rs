@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rota_api::names::SYSTEM_NAMESPACE;
+use rota_api::names::{ANNOTATION_ADDRESS, SYSTEM_NAMESPACE};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,9 +17,6 @@ use tokio_util::sync::CancellationToken;
 use super::backoff;
 use super::client::{Failure, Rest};
 use super::clock::Clock;
-
-/// Lease annotation: address at which the leader can be asked.
-pub const ANNOTATION_ADDRESS: &str = "rota.dev/address";
 
 /// How quickly leadership changes hands.
 #[derive(Clone, Copy, Debug)]

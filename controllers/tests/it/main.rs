@@ -7,5 +7,7 @@ mod informer;
 mod jobs;
 mod nodes;
 mod placement;
+mod questions;
 mod seam;
+mod sharing;
 mod world;

@@ -16,12 +16,12 @@ const LEDGERS: &str = "/apis/rota.dev/v1/namespaces/default/jobledgers";
 const LOOK: Duration = Duration::from_millis(50);
 
 /// What an agent does with a task: its final status, or None to let it run.
-type Behaviour = fn(&Value) -> Option<Value>;
+pub type Behaviour = fn(&Value) -> Option<Value>;
 
-fn succeed(_: &Value) -> Option<Value> {
+pub fn succeed(_: &Value) -> Option<Value> {
     Some(json!({"phase": "Succeeded", "exitCode": 0}))
 }
-fn run_on(_: &Value) -> Option<Value> {
+pub fn run_on(_: &Value) -> Option<Value> {
     None
 }
 fn fail(_: &Value) -> Option<Value> {
@@ -30,19 +30,19 @@ fn fail(_: &Value) -> Option<Value> {
 
 /// What the agents saw: most tasks at once, and how each attempt of each index ended.
 #[derive(Default)]
-struct Seen {
-    most: usize,
-    ends: BTreeMap<(String, i64, i64), String>,
+pub struct Seen {
+    pub most: usize,
+    pub ends: BTreeMap<(String, i64, i64), String>,
 }
 
-struct Agents {
-    seen: Arc<Mutex<Seen>>,
+pub struct Agents {
+    pub seen: Arc<Mutex<Seen>>,
     behaviour: Arc<Mutex<Behaviour>>,
     _stop: DropGuard,
 }
 
 impl Agents {
-    fn start(world: &World, behaviour: Behaviour) -> Agents {
+    pub fn start(world: &World, behaviour: Behaviour) -> Agents {
         let stop = CancellationToken::new();
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let behaviour = Arc::new(Mutex::new(behaviour));
@@ -93,7 +93,7 @@ impl Agents {
         }
     }
 
-    fn now(&self, behaviour: Behaviour) {
+    pub fn now(&self, behaviour: Behaviour) {
         *self.behaviour.lock() = behaviour;
     }
 
@@ -106,7 +106,7 @@ impl Agents {
     }
 }
 
-async fn node(world: &World, name: &str, cpu: &str) {
+pub async fn node(world: &World, name: &str, cpu: &str) {
     let body = json!({"apiVersion": "v1", "kind": "Node", "metadata": {
         "name": name, "labels": {"rota.dev/agent": "true", "kubernetes.io/hostname": name}}});
     world.admin.post("/api/v1/nodes", &body).await.unwrap();
@@ -117,7 +117,7 @@ async fn node(world: &World, name: &str, cpu: &str) {
     world.admin.patch(&path, &status).await.unwrap();
 }
 
-async fn queue(world: &World, name: &str, spec: Value) {
+pub async fn queue(world: &World, name: &str, spec: Value) {
     let body = json!({"apiVersion": "rota.dev/v1", "kind": "Queue",
         "metadata": {"name": name}, "spec": spec});
     match world.get(&format!("{QUEUES}/{name}")).await {
@@ -136,7 +136,7 @@ async fn queue(world: &World, name: &str, spec: Value) {
 }
 
 /// A Job whose tasks ask for this much cpu.
-async fn submit(world: &World, name: &str, cpu: &str, mut spec: Value) {
+pub async fn submit(world: &World, name: &str, cpu: &str, mut spec: Value) {
     spec["template"] = json!({"spec": {
         "command": ["true"], "resources": {"requests": {"cpu": cpu}},
         "nodeSelector": spec["nodeSelector"].take(),
@@ -151,18 +151,18 @@ async fn submit(world: &World, name: &str, cpu: &str, mut spec: Value) {
     world.admin.post(JOBS, &job(name, spec)).await.unwrap();
 }
 
-async fn until_job(world: &World, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+pub async fn until_job(world: &World, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     world
         .until(&format!("{JOBS}/{name}"), |j| j.is_some_and(&wanted))
         .await
         .unwrap()
 }
 
-async fn tasks(world: &World) -> Vec<Value> {
+pub async fn tasks(world: &World) -> Vec<Value> {
     world.admin.list::<Value>(TASKS, "").await.unwrap().0
 }
 
-fn reasons(job: &Value) -> Vec<String> {
+pub fn reasons(job: &Value) -> Vec<String> {
     let list = job["status"]["waitingFor"]["reasons"].as_array();
     let words = list
         .into_iter()
@@ -388,7 +388,7 @@ async fn what_waits_is_told_why() {
     told(
         "capped",
         "QueueLimit",
-        "raise the limit of Queue small: cpu from 1 to 2",
+        "raise the limit of Queue small for cpu from 1 to 2",
     )
     .await;
     let path = format!("{QUEUES}/small");

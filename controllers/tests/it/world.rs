@@ -138,6 +138,8 @@ impl World {
 
 pub const JOBS: &str = "/apis/rota.dev/v1/namespaces/default/jobs";
 pub const TASKS: &str = "/apis/rota.dev/v1/namespaces/default/tasks";
+/// Events of the default namespace.
+pub const EVENTS: &str = "/api/v1/namespaces/default/events";
 
 pub fn job(name: &str, spec: Value) -> Value {
     let mut all = json!({"template": {"spec": {"command": ["true"]}}});

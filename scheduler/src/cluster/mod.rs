@@ -3,25 +3,36 @@
 //! All changes are incremental: a task or a node that changes moves one node to another state.
 //! What a trial has placed is undone by releasing it; an overlay is a clone.
 
+pub(crate) mod devices;
+mod leaving;
+mod owners;
 pub(crate) mod profiles;
-mod queues;
+pub(crate) mod queues;
 pub(crate) mod states;
 mod tasks;
+mod typical;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use queues::QueueId;
+pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
+use self::devices::NodeDevices;
+use self::owners::{OWNERS_FIRST, Owners};
 use self::profiles::Profiles;
 use self::queues::Queue;
 use self::states::{NONE, States};
-use self::tasks::Tasks;
+pub(crate) use self::tasks::Tasks;
+use self::typical::Typical;
+use crate::ahead::Promises;
 use crate::classes::{ClassEntry, Classes, Shape};
+use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
-use crate::spec::{Class, NodeSpec};
+use crate::sequence::Sizes;
+use crate::side::Side;
+use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator, Time};
 
 /// Resources that the flat arrays have room for at first; doubled when more are named.
 const STRIDE_FIRST: usize = 8;
@@ -55,6 +66,10 @@ pub struct Cluster {
     pub(crate) nodes: Vec<Node>,
     /// Per node and resource. Wide, so that tasks bound by the caller cannot overflow it.
     pub(crate) used: Vec<i128>,
+    /// Of `used`, what is held by tasks that are on their way out.
+    pub(crate) leaving: Vec<i128>,
+    /// Per resource: what all nodes have together. As long as the stride.
+    pub(crate) total: Vec<i128>,
     node_ids: HashMap<Arc<str>, u32>,
     unused_nodes: Vec<u32>,
     pub(crate) profiles: Profiles,
@@ -63,8 +78,27 @@ pub struct Cluster {
     pub(crate) tasks: Tasks,
     pub(crate) queues: Vec<Queue>,
     queue_ids: HashMap<Arc<str>, u32>,
+    /// How many queues name a name as their parent.
+    parent_names: HashMap<String, u32>,
+    pub(crate) owners: Owners,
+    /// Owners kept before the table is gone through.
+    owners_max: usize,
+    /// Per resource: what all tasks hold that stay. As long as the stride.
+    pub(crate) charged: Vec<i128>,
+    /// How often any queue's use has changed.
+    pub(crate) charges: u64,
+    /// The latest time told.
+    pub(crate) now: Time,
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
+    pub(crate) side: Side,
+    /// Starts that conservative backfill has promised.
+    pub(crate) promises: Promises,
+    /// What came lately.
+    pub(crate) sizes: Sizes,
+    /// Of nodes that have devices, or had when they were last there.
+    pub(crate) devices: FxMap<u32, NodeDevices>,
+    pub(crate) typical: Typical,
 }
 
 impl Default for Cluster {
@@ -82,6 +116,8 @@ impl Cluster {
             magnitude: Vec::new(),
             nodes: Vec::new(),
             used: Vec::new(),
+            leaving: Vec::new(),
+            total: vec![0; STRIDE_FIRST],
             node_ids: HashMap::new(),
             unused_nodes: Vec::new(),
             profiles: Profiles::default(),
@@ -90,7 +126,18 @@ impl Cluster {
             tasks: Tasks::default(),
             queues: Vec::new(),
             queue_ids: HashMap::new(),
+            parent_names: HashMap::new(),
+            owners: Owners::default(),
+            owners_max: OWNERS_FIRST,
+            charged: vec![0; STRIDE_FIRST],
+            charges: 0,
+            now: 0,
             ports: FxMap::default(),
+            side: Side::default(),
+            promises: Promises::default(),
+            sizes: Sizes::default(),
+            devices: FxMap::default(),
+            typical: Typical::default(),
         }
     }
 
@@ -115,6 +162,7 @@ impl Cluster {
         node.spec = spec;
         node.present = true;
         self.profile_again(id);
+        self.settle(id);
         NodeId(id)
     }
 
@@ -131,8 +179,9 @@ impl Cluster {
         let spec = std::mem::take(&mut node.spec);
         let profile = std::mem::replace(&mut node.profile, NONE);
         self.profiles.drop_labels(id, &spec.labels);
-        self.profiles.nodes[profile as usize] -= 1;
+        self.count_out(profile);
         self.states.detach(id);
+        self.settle(id);
         self.forget_if_unused(id);
         true
     }
@@ -156,6 +205,12 @@ impl Cluster {
     /// Number of distinct node states: what a scan costs.
     pub fn state_count(&self) -> usize {
         self.states.live.len()
+    }
+
+    /// What all nodes have together of a resource.
+    pub fn total(&self, resource: &str) -> i64 {
+        let r = self.resources.get(resource);
+        r.map_or(0, |r| clamp(self.total[r as usize]))
     }
 
     /// What is free on a node, by resource; negative where tasks hold more than the node now has.
@@ -186,6 +241,7 @@ impl Cluster {
             None => {
                 self.nodes.push(node);
                 self.used.resize(self.nodes.len() * self.stride, 0);
+                self.leaving.resize(self.nodes.len() * self.stride, 0);
                 self.states.grow_nodes(self.nodes.len());
                 self.nodes.len() as u32 - 1
             }
@@ -198,6 +254,7 @@ impl Cluster {
         let node = &self.nodes[id as usize];
         if !node.present && node.first_task == NONE {
             self.node_ids.remove(&node.name);
+            self.devices.remove(&id);
             self.unused_nodes.push(id);
         }
     }
@@ -215,16 +272,23 @@ impl Cluster {
     }
 
     fn widen(&mut self, stride: usize) {
-        let mut used = vec![0; self.nodes.len() * stride];
-        for n in 0..self.nodes.len() {
-            used[n * stride..n * stride + self.stride]
-                .copy_from_slice(&self.used[n * self.stride..(n + 1) * self.stride]);
+        for amounts in [&mut self.used, &mut self.leaving] {
+            let mut wide = vec![0; self.nodes.len() * stride];
+            for n in 0..self.nodes.len() {
+                wide[n * stride..n * stride + self.stride]
+                    .copy_from_slice(&amounts[n * self.stride..(n + 1) * self.stride]);
+            }
+            *amounts = wide;
         }
-        self.used = used;
+        self.total.resize(stride, 0);
+        self.charged.resize(stride, 0);
         self.stride = stride;
         self.profiles.widen(stride);
         for queue in &mut self.queues {
             queue.widen(stride);
+        }
+        for owned in self.owners.values_mut() {
+            owned.held.resize(stride, 0);
         }
         self.states = States::new(stride);
         self.states.grow_nodes(self.nodes.len());
@@ -250,6 +314,16 @@ impl Cluster {
     pub(crate) fn drop_indexes(&mut self) {
         for class in &mut self.classes.all {
             class.indexes.clear();
+            class.parked.clear();
+        }
+    }
+
+    /// One node less has this profile.
+    fn count_out(&mut self, profile: u32) {
+        self.profiles.nodes[profile as usize] -= 1;
+        let capacity = &self.profiles.all[profile as usize].capacity;
+        for (sum, amount) in self.total.iter_mut().zip(capacity) {
+            *sum -= i128::from(*amount);
         }
     }
 
@@ -261,12 +335,25 @@ impl Cluster {
                 capacity[r as usize] = (*amount).max(0);
             }
         }
-        let profile = self.profiles.of(&self.nodes[n].spec, capacity.into());
+        let spec = &self.nodes[n].spec;
+        let devices = devices::layout(spec, |name| self.resources.get(name), &mut capacity);
+        let profile = self.profiles.of(spec, capacity.into(), devices);
+        self.set_profile(id, profile);
+    }
+
+    /// Moves a node to a profile, and so to another state.
+    fn set_profile(&mut self, id: u32, profile: u32) {
+        let n = id as usize;
         let old = std::mem::replace(&mut self.nodes[n].profile, profile);
         if old != NONE {
-            self.profiles.nodes[old as usize] -= 1;
+            self.count_out(old);
+        }
+        let capacity = &self.profiles.all[profile as usize].capacity;
+        for (sum, amount) in self.total.iter_mut().zip(capacity) {
+            *sum += i128::from(*amount);
         }
         self.profiles.nodes[profile as usize] += 1;
+        self.lay_out(id);
         self.states.detach(id);
         self.attach(id);
     }
@@ -277,7 +364,14 @@ impl Cluster {
         if node.profile == NONE {
             return;
         }
-        let capacity = &self.profiles.all[node.profile as usize].capacity;
+        let profile = &self.profiles.all[node.profile as usize];
+        let capacity = &profile.capacity;
+        let devices = if profile.devices.is_empty() {
+            Box::default()
+        } else {
+            let devices = self.devices.get(&id);
+            devices.map(NodeDevices::sorted).unwrap_or_default()
+        };
         let used = &self.used[id as usize * self.stride..(id as usize + 1) * self.stride];
         // No allocation for the usual width: this runs once per placement.
         let mut small = [0; STRIDE_FIRST];
@@ -293,8 +387,12 @@ impl Cluster {
         }
         let magnitude = &self.magnitude;
         let free = &*free;
-        self.states
-            .attach(id, node.profile, free, || leftover(magnitude, free));
+        self.states.attach(id, node.profile, free, devices, || {
+            leftover(magnitude, free)
+        });
+        if self.states.count[self.states.of_node[id as usize] as usize] > 1 {
+            self.side.joined(id);
+        }
     }
 
     /// Number of a class; new ones learn their shape, labels and profiles.
@@ -304,22 +402,84 @@ impl Cluster {
         }
         let shape = self.shape(class);
         self.tasks.shapes.keep(shape, 1);
-        let mut pairs = Vec::new();
-        for (key, value) in &class.spec().node_selector {
-            let (pair, new) = self.profiles.ask(key, value);
-            pairs.push(pair);
-            if new {
-                for node in self.profiles.carriers(key, value) {
-                    self.profile_again(node);
-                }
-            }
-        }
+        let wants = self.wants(class.spec());
+        let own = self.own_terms(class.spec());
         let id = self.classes.all.len() as u32;
         self.classes
             .all
-            .push(ClassEntry::new(class.clone(), shape, pairs));
+            .push(ClassEntry::new(class.clone(), shape, wants, own));
         self.classes.ids.insert(class.clone(), id);
         id
+    }
+
+    /// Lets a class look at profiles that are new to it.
+    pub(crate) fn learn_profiles(&mut self, class: u32) {
+        self.classes.all[class as usize].learn(&self.profiles);
+    }
+
+    /// What a class asks of node labels; nodes that meet a new atom move to other profiles.
+    fn wants(&mut self, spec: &ClassSpec) -> Wants {
+        let mut pairs = Vec::new();
+        for (key, value) in &spec.node_selector {
+            let (atom, new) = self.profiles.ask(key, value);
+            pairs.push(atom);
+            if new {
+                let nodes = self.profiles.carriers(key, value);
+                self.meet(nodes, atom);
+            }
+        }
+        pairs.sort_unstable();
+        Wants {
+            pairs: pairs.into(),
+            required: spec.required.iter().map(|t| self.term(t)).collect(),
+            preferred: spec
+                .preferred
+                .iter()
+                .map(|(weight, t)| (*weight, self.term(t)))
+                .collect(),
+        }
+    }
+
+    fn term(&mut self, term: &NodeTerm) -> Box<[u32]> {
+        let mut atoms = Vec::with_capacity(term.len());
+        for expression in term {
+            let (atom, new) = self.profiles.ask_expression(expression);
+            atoms.push(atom);
+            if new {
+                let nodes = self.nodes_that_meet(expression);
+                self.meet(nodes, atom);
+            }
+        }
+        atoms.into()
+    }
+
+    /// Nodes of whose labels an expression holds, in a fixed order.
+    fn nodes_that_meet(&self, expression: &Expression) -> Vec<u32> {
+        if expression.operator == Operator::In {
+            let values = expression.values.iter();
+            let mut nodes: Vec<u32> = values
+                .flat_map(|value| self.profiles.carriers(&expression.key, value))
+                .collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            return nodes;
+        }
+        let holds = |n: &u32| {
+            let node = &self.nodes[*n as usize];
+            node.present && expression.holds(&node.spec.labels)
+        };
+        (0..self.nodes.len() as u32).filter(holds).collect()
+    }
+
+    fn meet(&mut self, nodes: Vec<u32>, atom: u32) {
+        let mut moves: FxMap<u32, u32> = FxMap::default();
+        for node in nodes {
+            let old = self.nodes[node as usize].profile;
+            let new = *moves
+                .entry(old)
+                .or_insert_with(|| self.profiles.with(old, atom));
+            self.set_profile(node, new);
+        }
     }
 
     fn shape(&mut self, class: &Class) -> u32 {
@@ -329,21 +489,38 @@ impl Cluster {
             .iter()
             .map(|(name, amount)| (self.resource(name), *amount))
             .collect();
+        let tag = self.tag(spec);
         let shape = Shape {
             requests,
             ports: spec.ports.as_slice().into(),
+            tag,
         };
-        self.tasks.shapes.intern(shape)
+        let (id, new) = self.tasks.shapes.intern(shape);
+        if new {
+            self.side.keep_tag(tag);
+        }
+        id
+    }
+
+    /// One user less of a shape; with the last one goes what it counted for.
+    fn drop_shape(&mut self, id: u32) {
+        if let Some(shape) = self.tasks.shapes.drop_one(id) {
+            self.side.drop_tag(shape.tag);
+        }
     }
 
     /// Drops caches that have grown beyond their bounds. Called between cycles.
     pub(crate) fn sweep(&mut self) {
+        self.sweep_owners();
         let profiles_max = 2 * self.profiles.live() + 1024;
         if self.classes.all.len() > CLASSES_MAX || self.profiles.all.len() > profiles_max {
             for class in std::mem::take(&mut self.classes).all {
-                self.tasks.shapes.drop_one(class.shape);
+                self.drop_own_terms(&class.own);
+                self.drop_shape(class.shape);
             }
+            self.total.fill(0);
             self.profiles.forget();
+            self.typical.forget_profiles();
             for n in 0..self.nodes.len() as u32 {
                 self.nodes[n as usize].profile = NONE;
                 if self.nodes[n as usize].present {

@@ -1,44 +1,107 @@
 //! Profiles: what does not change about nodes while tasks come and go.
 //!
-//! A profile is capacity, taints, cordon, readiness, and which of the label pairs *that some class
-//! asks for* the node carries. Labels that nobody asks about do not split nodes. When a class asks
-//! for a new pair, only the nodes that carry it move to other profiles.
+//! A profile is capacity, taints, cordon, readiness, and which of the *atoms* the node meets. An
+//! atom is a label pair or an expression over labels that some class asks for. Labels that nobody
+//! asks about do not split nodes. When a class asks for a new atom, only the nodes that meet it move
+//! to other profiles.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use super::devices::{self, Layout};
 use super::states::NONE;
+use crate::filter;
 use crate::intern::{FxMap, FxSet};
-use crate::spec::{NodeSpec, Taint};
+use crate::spec::{DEVICE, Expression, NodeSpec, Operator, Taint};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Profile {
     /// Amounts in all, as long as the stride.
     pub capacity: Box<[i64]>,
-    /// Pairs that are asked for and carried, sorted.
-    pub pairs: Box<[u32]>,
+    /// Atoms that are asked for and met, sorted.
+    pub atoms: Box<[u32]>,
     /// Sorted.
     pub taints: Box<[Taint]>,
     pub ready: bool,
     pub unschedulable: bool,
+    /// Resources that come as devices.
+    pub devices: Box<Layout>,
+}
+
+impl Profile {
+    /// Whether an empty node could hold one task with these requests.
+    pub fn could_hold(&self, requests: &[(u32, i64)]) -> bool {
+        filter::fits(&self.usable(requests), requests)
+    }
+
+    /// How many tasks an empty node could hold.
+    pub fn how_many(&self, requests: &[(u32, i64)]) -> u32 {
+        let most = filter::how_many(&self.capacity, requests);
+        if self.devices.is_empty() {
+            return most;
+        }
+        most.min(devices::room(&self.devices, &self.all_devices(), requests))
+    }
+
+    /// The most that one task with these requests could get of each resource on an empty node.
+    pub fn usable(&self, requests: &[(u32, i64)]) -> Cow<'_, [i64]> {
+        if self.devices.is_empty() {
+            return Cow::Borrowed(&self.capacity);
+        }
+        let mut amounts = self.capacity.to_vec();
+        devices::usable(&self.devices, &self.all_devices(), &mut amounts, requests);
+        Cow::Owned(amounts)
+    }
+
+    fn all_devices(&self) -> Vec<i64> {
+        let count: u32 = self.devices.iter().map(|(_, count)| count).sum();
+        vec![DEVICE; count as usize]
+    }
 }
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Profiles {
+    /// Resources that come, or came, as devices on some node.
+    pub device_resources: BTreeSet<u32>,
     pub all: Vec<Profile>,
     /// Nodes per profile.
     pub nodes: Vec<u32>,
     ids: FxMap<Profile, u32>,
+    /// Atoms that are label pairs; numbers are shared with `expressions`.
     pairs: FxMap<(String, String), u32>,
+    /// Atoms that are expressions, in order of number.
+    expressions: Vec<(Expression, u32)>,
+    expression_ids: FxMap<Expression, u32>,
     carriers: FxMap<(String, String), FxSet<u32>>,
 }
 
 impl Profiles {
     /// Number of a label pair that some class asks for; second is true when it was not known before.
     pub fn ask(&mut self, key: &str, value: &str) -> (u32, bool) {
-        let known = self.pairs.len() as u32;
+        let known = self.atom_count();
         let id = *self
             .pairs
             .entry((key.to_owned(), value.to_owned()))
             .or_insert(known);
         (id, id == known)
+    }
+
+    /// The same of an expression. One that allows a single value is the atom of that pair.
+    pub fn ask_expression(&mut self, expression: &Expression) -> (u32, bool) {
+        if let (Operator::In, [value]) = (expression.operator, expression.values.as_slice()) {
+            return self.ask(&expression.key, value);
+        }
+        if let Some(id) = self.expression_ids.get(expression) {
+            return (*id, false);
+        }
+        let id = self.atom_count();
+        self.expression_ids.insert(expression.clone(), id);
+        self.expressions.push((expression.clone(), id));
+        (id, true)
+    }
+
+    fn atom_count(&self) -> u32 {
+        (self.pairs.len() + self.expressions.len()) as u32
     }
 
     /// Number of a pair that some class asks for.
@@ -81,8 +144,8 @@ impl Profiles {
     }
 
     /// The profile of a node; `capacity` is as long as the stride.
-    pub fn of(&mut self, spec: &NodeSpec, capacity: Box<[i64]>) -> u32 {
-        let mut pairs: Vec<u32> = if self.pairs.is_empty() {
+    pub fn of(&mut self, spec: &NodeSpec, capacity: Box<[i64]>, devices: Box<Layout>) -> u32 {
+        let mut atoms: Vec<u32> = if self.pairs.is_empty() {
             Vec::new()
         } else {
             spec.labels
@@ -90,34 +153,56 @@ impl Profiles {
                 .filter_map(|(k, v)| self.pairs.get(&(k.clone(), v.clone())).copied())
                 .collect()
         };
-        pairs.sort_unstable();
+        let met = self.expressions.iter();
+        atoms.extend(met.filter(|(e, _)| e.holds(&spec.labels)).map(|(_, id)| id));
+        atoms.sort_unstable();
         let mut taints = spec.taints.clone();
         taints.sort();
         taints.dedup();
         let profile = Profile {
             capacity,
-            pairs: pairs.into(),
+            atoms: atoms.into(),
             taints: taints.into(),
             ready: spec.ready,
             unschedulable: spec.unschedulable,
+            devices,
         };
+        self.intern(profile)
+    }
+
+    /// The profile that differs from one by meeting an atom more. Looks at no other atom.
+    pub fn with(&mut self, profile: u32, atom: u32) -> u32 {
+        let mut profile = self.all[profile as usize].clone();
+        if let Err(at) = profile.atoms.binary_search(&atom) {
+            let mut atoms = profile.atoms.into_vec();
+            atoms.insert(at, atom);
+            profile.atoms = atoms.into();
+        }
+        self.intern(profile)
+    }
+
+    fn intern(&mut self, profile: Profile) -> u32 {
         if let Some(id) = self.ids.get(&profile) {
             return *id;
         }
         let id = self.all.len() as u32;
         debug_assert_ne!(id, NONE);
+        self.device_resources
+            .extend(profile.devices.iter().map(|(r, _)| *r));
         self.all.push(profile.clone());
         self.nodes.push(0);
         self.ids.insert(profile, id);
         id
     }
 
-    /// Forgets pairs and profiles (not who carries which label). Every node needs its profile again.
+    /// Forgets atoms and profiles (not who carries which label). Every node needs its profile again.
     pub fn forget(&mut self) {
         self.all.clear();
         self.nodes.clear();
         self.ids.clear();
         self.pairs.clear();
+        self.expressions.clear();
+        self.expression_ids.clear();
     }
 
     pub fn live(&self) -> usize {

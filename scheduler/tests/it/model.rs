@@ -48,6 +48,21 @@ impl Model {
             .all(|(k, v)| labels.get(k) == Some(v))
     }
 
+    /// The required terms of node labels.
+    pub fn affine(&self, node: &str, class: &ClassSpec) -> bool {
+        let labels = &self.nodes[node].labels;
+        let terms = &class.required;
+        terms.is_empty() || terms.iter().any(|t| t.iter().all(|e| e.holds(labels)))
+    }
+
+    pub fn preference(&self, node: &str, class: &ClassSpec) -> i64 {
+        let labels = &self.nodes[node].labels;
+        let held = class.preferred.iter();
+        held.filter(|(_, t)| t.iter().all(|e| e.holds(labels)))
+            .map(|(weight, _)| i64::from(*weight))
+            .sum()
+    }
+
     pub fn tolerated(&self, node: &str, class: &ClassSpec) -> bool {
         self.nodes[node].taints.iter().all(|t| {
             t.effect == Effect::PreferNoSchedule || class.tolerations.iter().any(|s| s.accepts(t))
@@ -78,7 +93,10 @@ impl Model {
     }
 
     pub fn eligible(&self, node: &str, class: &ClassSpec) -> bool {
-        self.open(node) && self.carries(node, class) && self.tolerated(node, class)
+        self.open(node)
+            && self.carries(node, class)
+            && self.affine(node, class)
+            && self.tolerated(node, class)
     }
 
     pub fn fits(&self, node: &str, class: &ClassSpec) -> bool {

@@ -25,7 +25,7 @@ fn amounts(max: i64) -> impl Strategy<Value = BTreeMap<String, i64>> {
 }
 
 fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
-    prop::collection::btree_map("[ab]", "[xy]", 0..3)
+    prop::collection::btree_map("[ab]", "[xy5]", 0..3)
 }
 
 fn effect() -> impl Strategy<Value = Effect> {
@@ -55,8 +55,26 @@ fn node_spec() -> impl Strategy<Value = NodeSpec> {
                 allocatable,
                 unschedulable,
                 ready,
+                ..NodeSpec::default()
             },
         )
+}
+
+fn node_term() -> impl Strategy<Value = NodeTerm> {
+    let operator = prop::sample::select(vec![
+        Operator::In,
+        Operator::NotIn,
+        Operator::Exists,
+        Operator::DoesNotExist,
+        Operator::Gt,
+    ]);
+    let expression = ("[ab]", operator, prop::collection::vec("[xy3]", 1..3));
+    let expression = expression.prop_map(|(key, operator, values)| Expression {
+        key,
+        operator,
+        values,
+    });
+    prop::collection::vec(expression, 1..3)
 }
 
 fn class_spec() -> impl Strategy<Value = ClassSpec> {
@@ -71,13 +89,23 @@ fn class_spec() -> impl Strategy<Value = ClassSpec> {
         prop::collection::btree_map("[ab]", "[xy]", 0..2),
         prop::collection::vec(toleration, 0..2),
         prop::collection::vec(80u16..82, 0..2),
+        prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(node_term(), 1..3)],
+        prop_oneof![
+            2 => Just(Vec::new()),
+            1 => prop::collection::vec((-2i32..3, node_term()), 1..3)
+        ],
     )
-        .prop_map(|(requests, node_selector, tolerations, ports)| ClassSpec {
-            requests,
-            node_selector,
-            tolerations,
-            ports: if ports.len() == 1 { ports } else { Vec::new() },
-        })
+        .prop_map(
+            |(requests, node_selector, tolerations, ports, required, preferred)| ClassSpec {
+                requests,
+                node_selector,
+                tolerations,
+                ports: if ports.len() == 1 { ports } else { Vec::new() },
+                required,
+                preferred,
+                ..ClassSpec::default()
+            },
+        )
 }
 
 fn queue_spec() -> impl Strategy<Value = QueueSpec> {
@@ -89,6 +117,7 @@ fn queue_spec() -> impl Strategy<Value = QueueSpec> {
         } else {
             Policy::BinPack
         },
+        ..QueueSpec::default()
     })
 }
 
@@ -141,9 +170,12 @@ impl Pair {
             }
             Step::Bind(n, q, class) => {
                 let queue = self.real.queue(&queue_name(*q));
-                let id = self
-                    .real
-                    .bind(&node_name(*n), queue, &Class::new(class.clone()));
+                let id = self.real.bind(
+                    &node_name(*n),
+                    queue,
+                    &Class::new(class.clone()),
+                    Run::since(0),
+                );
                 self.ids.push(id);
                 self.model
                     .tasks
@@ -170,18 +202,21 @@ impl Pair {
             .map(|(q, class, priority, count)| {
                 self.serial += 1;
                 Demand {
-                    id: self.serial,
-                    class: Class::new(class.clone()),
-                    queue: self.real.queue(&queue_name(*q)),
                     priority: *priority,
                     created: i64::from(*priority) % 2,
-                    count: *count,
+                    ..Demand::new(
+                        self.serial,
+                        Class::new(class.clone()),
+                        self.real.queue(&queue_name(*q)),
+                        *count,
+                    )
                 }
             })
             .collect();
         let outcome = cycle(
             &mut self.real,
             &demands,
+            0,
             Options {
                 budget,
                 ..Options::default()
@@ -194,6 +229,20 @@ impl Pair {
             assert!(
                 self.model.fits(&node, class),
                 "{class:?} does not fit {node}"
+            );
+            let rank = |n: &String| {
+                let taints = self.model.nodes[n].taints.iter();
+                let shunned = taints.filter(|t| !class.tolerations.iter().any(|s| s.accepts(t)));
+                (shunned.count() == 0, self.model.preference(n, class))
+            };
+            let open = self
+                .model
+                .nodes
+                .keys()
+                .filter(|n| self.model.fits(n, class));
+            assert!(
+                open.into_iter().all(|n| rank(n) <= rank(&node)),
+                "another node is preferred by {class:?}"
             );
             assert!(
                 self.model.queue_allows(&queue_name(*q), class),
@@ -221,6 +270,9 @@ impl Pair {
                 Cause::QueueLimit => assert!(!self.model.queue_allows(&queue_name(*q), class)),
                 Cause::NoFit => assert!(!fits_somewhere, "{class:?} fits and waits"),
                 Cause::Budget => assert!(budget < u64::MAX),
+                Cause::QueueDetached | Cause::Reserved | Cause::Gang(_) => {
+                    panic!("{w:?}: there is none of that here")
+                }
             }
             if w.cause != Cause::Budget {
                 let demand = &demands[w.demand as usize];
@@ -241,12 +293,15 @@ impl Pair {
     }
 
     fn explained(&mut self, queue: &str, demand: &Demand, class: &ClassSpec, fits: bool) {
-        let why = explain(&mut self.real, &demand.class, demand.queue);
+        let why = explain(&mut self.real, &demand.class, demand.queue, 1);
         assert!(!why.blockers.is_empty(), "waits without a reason");
         let m = &self.model;
         let count = |f: &dyn Fn(&String) -> bool| m.nodes.keys().filter(|n| f(n)).count() as u32;
         for blocker in &why.blockers {
             match blocker {
+                Blocker::QueueDetached(_) | Blocker::TooFewTogether { .. } => {
+                    panic!("{blocker:?}: there is none of that here")
+                }
                 Blocker::NoNodes => assert!(m.nodes.is_empty()),
                 Blocker::QueueMissing => assert!(!m.queues.contains_key(queue)),
                 Blocker::QueueLimit {
@@ -254,6 +309,7 @@ impl Pair {
                     limit,
                     used,
                     request,
+                    ..
                 } => {
                     assert_eq!(*used, m.queue_used(queue, resource));
                     assert!(used + request > *limit);
@@ -270,6 +326,9 @@ impl Pair {
                 Blocker::NodeSelectorMismatch { nodes } => {
                     assert_eq!(*nodes, count(&|n| !m.carries(n, class)));
                 }
+                Blocker::NodeAffinityMismatch { nodes } => {
+                    assert_eq!(*nodes, count(&|n| !m.affine(n, class)));
+                }
                 Blocker::InsufficientResource {
                     resource, nodes, ..
                 } => {
@@ -285,11 +344,15 @@ impl Pair {
                     };
                     assert_eq!(*nodes, count(&taken));
                 }
+                Blocker::Affinity { .. }
+                | Blocker::AntiAffinity { .. }
+                | Blocker::SpreadSkew { .. } => panic!("nothing has such rules here"),
                 Blocker::NeverFits { .. } => {
                     let mut empty = m.clone();
                     empty.tasks.clear();
                     assert!(m.nodes.keys().all(|n| {
                         !m.carries(n, class)
+                            || !m.affine(n, class)
                             || !m.tolerated(n, class)
                             || !empty.lacks(n, class).is_empty()
                     }));
@@ -314,6 +377,7 @@ impl Pair {
             Some(Change::DropSelector { key, .. }) => {
                 changed.node_selector.remove(key);
             }
+            Some(Change::DropNodeAffinity { .. }) => changed.required.clear(),
             Some(Change::Tolerate { taint, .. }) => changed.tolerations.push(Toleration {
                 key: Some(taint.key.clone()),
                 value: Some(taint.value.clone()),
@@ -321,7 +385,8 @@ impl Pair {
             }),
             Some(Change::RaiseQueueLimit(raises)) => {
                 assert!(fits);
-                for (resource, _, to) in raises {
+                for (named, resource, _, to) in raises {
+                    assert_eq!(named, queue);
                     model
                         .queues
                         .get_mut(queue)
@@ -332,8 +397,7 @@ impl Pair {
                 assert!(model.queue_allows(queue, class));
                 return;
             }
-            Some(Change::CreateQueue) => return,
-            None => return,
+            Some(Change::CreateQueue | Change::LowerTogether { .. }) | None => return,
         }
         changed.ports.clear();
         let helped = model.nodes.keys().any(|n| model.fits(n, &changed));
@@ -353,7 +417,7 @@ impl Pair {
         let mut rebuilt = Cluster::new();
         for (node, queue, class) in &self.model.tasks {
             let queue = rebuilt.queue(queue);
-            rebuilt.bind(node, queue, &Class::new(class.clone()));
+            rebuilt.bind(node, queue, &Class::new(class.clone()), Run::since(0));
         }
         for (name, spec) in &self.model.nodes {
             rebuilt.upsert_node(name, spec.clone());

@@ -1,180 +1,31 @@
-//! Explain: why a class does not fit now, all blockers at once, and the smallest change that would help.
+//! What nodes lack for a class, by cause, and which change of the class would help most cheaply.
 
+use super::{Blocker, Change};
 use crate::cluster::states::NONE;
-use crate::cluster::{Cluster, QueueId, clamp};
+use crate::cluster::{Cluster, clamp};
 use crate::filter;
-use crate::spec::{Class, Taint};
-
-/// One thing that stands in the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Blocker {
-    /// There is no node at all.
-    NoNodes,
-    /// The queue is not there.
-    QueueMissing,
-    /// The queue's limit leaves less than one task needs.
-    QueueLimit {
-        /// Resource.
-        resource: String,
-        /// The limit.
-        limit: i64,
-        /// What the queue's tasks hold.
-        used: i64,
-        /// What one task asks for.
-        request: i64,
-    },
-    /// Nodes that are not ready.
-    NodeNotReady {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes that are cordoned.
-    NodeUnschedulable {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes with a taint that the class does not tolerate.
-    TaintNotTolerated {
-        /// The taint.
-        taint: Taint,
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes without a label that the class asks for.
-    NodeSelectorMismatch {
-        /// How many.
-        nodes: u32,
-    },
-    /// Nodes that would do, but have too little free now.
-    InsufficientResource {
-        /// Resource.
-        resource: String,
-        /// How many.
-        nodes: u32,
-        /// What one task asks for.
-        request: i64,
-        /// The most that one of those nodes has free.
-        most_free: i64,
-    },
-    /// Nodes that would do, but on which a fixed port is taken.
-    PortInUse {
-        /// How many.
-        nodes: u32,
-    },
-    /// No node that the class may use could hold one task, even empty.
-    NeverFits {
-        /// Resource.
-        resource: String,
-        /// What one task asks for.
-        request: i64,
-        /// The most that one of those nodes has in all.
-        most: i64,
-    },
-}
-
-/// A change after which one more task would start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Ask for less: `(resource, from, to)`.
-    Lower(Vec<(String, i64, i64)>),
-    /// Do not ask for this label; this many nodes would then take a task.
-    DropSelector {
-        /// Label key.
-        key: String,
-        /// Label value.
-        value: String,
-        /// Nodes that would do.
-        nodes: u32,
-    },
-    /// Tolerate this taint; this many nodes would then take a task.
-    Tolerate {
-        /// The taint.
-        taint: Taint,
-        /// Nodes that would do.
-        nodes: u32,
-    },
-    /// Raise the queue's limit: `(resource, from, to)`.
-    RaiseQueueLimit(Vec<(String, i64, i64)>),
-    /// Create the queue.
-    CreateQueue,
-}
-
-/// Why a class waits.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Explanation {
-    /// Everything that stands in the way; empty when one more task fits now.
-    pub blockers: Vec<Blocker>,
-    /// What would help most cheaply, where a change of the work itself would.
-    pub change: Option<Change>,
-    /// True when no node could ever hold a task of the class.
-    pub never: bool,
-}
+use crate::side::rules::{Rule, Rules};
+use crate::spec::Taint;
 
 /// Asking for less than one part in this many of the request is no useful advice while waiting may help.
 const USEFUL_PART: i64 = 16;
 
-/// Explains. Costs one look at every state, and one at every node for classes with fixed ports.
-pub fn explain(cluster: &mut Cluster, class: &Class, queue: QueueId) -> Explanation {
-    let id = cluster.class(class);
-    let cluster = &*cluster;
-    let mut out = Explanation::default();
-    let requests = &cluster
-        .tasks
-        .shapes
-        .get(cluster.classes.all[id as usize].shape)
-        .requests;
-    let raise = queue_blockers(cluster, queue, requests, &mut out.blockers);
-    let nodes = look_at_nodes(cluster, id, &mut out.blockers);
-    out.never = nodes.never;
-    out.change = if cluster.queues[queue.0 as usize].spec.is_none() {
-        Some(Change::CreateQueue)
-    } else if nodes.fitting > 0 {
-        (!raise.is_empty()).then_some(Change::RaiseQueueLimit(raise))
-    } else {
-        nodes.change
-    };
-    out
-}
-
-fn queue_blockers(
-    cluster: &Cluster,
-    queue: QueueId,
-    requests: &[(u32, i64)],
-    blockers: &mut Vec<Blocker>,
-) -> Vec<(String, i64, i64)> {
-    let queue = &cluster.queues[queue.0 as usize];
-    let mut raise = Vec::new();
-    if queue.spec.is_none() {
-        blockers.push(Blocker::QueueMissing);
-        return raise;
-    }
-    for (r, request) in requests {
-        let (limit, used) = (queue.limit[*r as usize], queue.used[*r as usize]);
-        let needed = used + i128::from(*request);
-        if limit == i64::MAX || needed <= i128::from(limit) {
-            continue;
-        }
-        let resource = cluster.resources.name(*r).to_string();
-        raise.push((resource.clone(), limit, clamp(needed)));
-        blockers.push(Blocker::QueueLimit {
-            resource,
-            limit,
-            used: clamp(used),
-            request: *request,
-        });
-    }
-    raise
-}
-
+/// What a look at all nodes tells.
 #[derive(Default)]
-struct NodesAnswer {
-    fitting: u32,
-    never: bool,
-    change: Option<Change>,
+pub(super) struct NodesAnswer {
+    /// Nodes that take one more.
+    pub fitting: u32,
+    /// No node could ever.
+    pub never: bool,
+    pub change: Option<Change>,
 }
 
 /// Node counts per blocker, and the cheapest change found on the way.
-fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> NodesAnswer {
+pub(super) fn look_at_nodes(
+    cluster: &Cluster,
+    id: u32,
+    blockers: &mut Vec<Blocker>,
+) -> NodesAnswer {
     let entry = &cluster.classes.all[id as usize];
     let spec = entry.class.spec();
     let shape = cluster.tasks.shapes.get(entry.shape);
@@ -185,6 +36,9 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         return NodesAnswer::default();
     }
     let (mut not_ready, mut cordoned, mut mismatch, mut port_taken, mut fitting) = (0, 0, 0, 0, 0);
+    let (mut unaffine, mut only_unaffine) = (0, 0);
+    let rules = Rules::of(cluster, id);
+    let mut kept_away = KeptAway::default();
     let mut taints: Vec<(Taint, u32)> = Vec::new();
     let mut short = vec![(0u32, i64::MIN); requests.len()];
     let mut by_pair = vec![0u32; spec.node_selector.len()];
@@ -197,12 +51,13 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     for state in &states.live {
         let nodes = states.count[*state as usize];
         let profile = &cluster.profiles.all[states.profile[*state as usize] as usize];
-        let free = states.free_of(*state);
+        let free = &states.usable(&cluster.profiles.all, *state, requests);
         let fits = filter::fits(free, requests);
         let missing: Vec<u32> = entry
+            .wants
             .pairs
             .iter()
-            .filter(|p| profile.pairs.binary_search(p).is_err())
+            .filter(|p| profile.atoms.binary_search(p).is_err())
             .copied()
             .collect();
         let blocking: Vec<&Taint> = profile
@@ -216,25 +71,33 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         not_ready += if profile.ready { 0 } else { nodes };
         cordoned += if profile.unschedulable { nodes } else { 0 };
         mismatch += if missing.is_empty() { 0 } else { nodes };
+        let affine = entry.wants.required_hold(profile);
+        unaffine += if affine { 0 } else { nodes };
         for taint in &blocking {
             add(&mut taints, taint, nodes);
         }
         let open = profile.ready && !profile.unschedulable;
         match (missing.len(), blocking.len()) {
+            (0, 0) if !affine => {
+                only_unaffine += if open && fits { nodes } else { 0 };
+            }
+            _ if !affine => {}
             (0, 0) => {
                 candidates = true;
-                could_hold |= filter::fits(&profile.capacity, requests);
-                empty.offer(&profile.capacity, requests);
+                let capacity = &profile.usable(requests);
+                could_hold |= filter::fits(capacity, requests);
+                empty.offer(capacity, requests);
                 for (most, (r, _)) in most.iter_mut().zip(requests) {
-                    *most = (*most).max(profile.capacity[*r as usize]);
+                    *most = (*most).max(capacity[*r as usize]);
                 }
                 if !open {
                     continue;
                 }
                 if fits {
-                    let free_ports = nodes_with_ports(cluster, *state, &shape.ports);
-                    port_taken += nodes - free_ports;
-                    fitting += free_ports;
+                    let rules = rules.as_ref();
+                    let open = open_nodes(cluster, *state, &shape.ports, rules, &mut kept_away);
+                    port_taken += nodes - open.with_ports;
+                    fitting += open.by_rules;
                     continue;
                 }
                 nearest.offer(free, requests);
@@ -283,6 +146,9 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     if mismatch > 0 {
         blockers.push(Blocker::NodeSelectorMismatch { nodes: mismatch });
     }
+    if unaffine > 0 {
+        blockers.push(Blocker::NodeAffinityMismatch { nodes: unaffine });
+    }
     taints.sort();
     for (taint, nodes) in taints {
         blockers.push(Blocker::TaintNotTolerated { taint, nodes });
@@ -296,6 +162,7 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     if port_taken > 0 {
         blockers.push(Blocker::PortInUse { nodes: port_taken });
     }
+    blockers.extend(kept_away.blockers());
     let lower = |near: &Nearest, any: bool| {
         let changes = near.best.as_ref()?.1.iter();
         let named: Vec<_> = changes
@@ -315,6 +182,11 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
             nodes: *nodes,
         })
     };
+    let drop_affinity = || {
+        (only_unaffine > 0).then_some(Change::DropNodeAffinity {
+            nodes: only_unaffine,
+        })
+    };
     let tolerate = || {
         let (taint, nodes) = by_taint.iter().max_by_key(|(_, nodes)| *nodes)?;
         Some(Change::Tolerate {
@@ -327,6 +199,7 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
     } else {
         lower(&nearest, false)
             .or_else(drop_selector)
+            .or_else(drop_affinity)
             .or_else(tolerate)
     };
     NodesAnswer {
@@ -334,6 +207,28 @@ fn look_at_nodes(cluster: &Cluster, id: u32, blockers: &mut Vec<Blocker>) -> Nod
         never,
         change,
     }
+}
+
+/// How many tasks of a class fit now as far as free amounts go, at most `most`. Rules between
+/// tasks and ports may allow fewer.
+pub(super) fn how_many_fit(cluster: &Cluster, id: u32, most: u32) -> u32 {
+    let entry = &cluster.classes.all[id as usize];
+    let requests = &cluster.tasks.shapes.get(entry.shape).requests;
+    let states = &cluster.states;
+    let mut fit = 0u64;
+    for state in &states.live {
+        if entry
+            .suits
+            .contains(states.profile[*state as usize] as usize)
+        {
+            let each = states.room(&cluster.profiles.all, *state, requests);
+            fit += u64::from(each) * u64::from(states.count[*state as usize]);
+        }
+        if fit >= u64::from(most) {
+            return most;
+        }
+    }
+    fit as u32
 }
 
 fn never_blockers(
@@ -369,22 +264,68 @@ fn never_blockers(
     }
 }
 
-/// How many nodes of a state have all the ports free.
-fn nodes_with_ports(cluster: &Cluster, state: u32, ports: &[u16]) -> u32 {
-    if ports.is_empty() {
-        return cluster.states.count[state as usize];
+/// Nodes that rules between tasks keep a class from, by rule.
+#[derive(Default)]
+struct KeptAway {
+    apart: u32,
+    repelled: u32,
+    skewed: u32,
+}
+
+impl KeptAway {
+    fn blockers(&self) -> impl Iterator<Item = Blocker> {
+        let all = [
+            (self.apart, Blocker::Affinity { nodes: self.apart }),
+            (
+                self.repelled,
+                Blocker::AntiAffinity {
+                    nodes: self.repelled,
+                },
+            ),
+            (self.skewed, Blocker::SpreadSkew { nodes: self.skewed }),
+        ];
+        let some = all.into_iter().filter(|(nodes, _)| *nodes > 0);
+        some.map(|(_, blocker)| blocker)
+    }
+}
+
+/// Nodes of one state.
+#[derive(Default)]
+struct OpenNodes {
+    /// That have all the ports free.
+    with_ports: u32,
+    /// Of those, that the rules allow too.
+    by_rules: u32,
+}
+
+fn open_nodes(
+    cluster: &Cluster,
+    state: u32,
+    ports: &[u16],
+    rules: Option<&Rules>,
+    kept_away: &mut KeptAway,
+) -> OpenNodes {
+    let mut open = OpenNodes::default();
+    if ports.is_empty() && rules.is_none() {
+        let all = cluster.states.count[state as usize];
+        (open.with_ports, open.by_rules) = (all, all);
+        return open;
     }
     let mut node = cluster.states.head[state as usize];
-    let mut count = 0;
     while node != NONE {
-        count += u32::from(
-            ports
-                .iter()
-                .all(|port| !cluster.ports.contains_key(&(node, *port))),
-        );
+        let taken = |port: &u16| cluster.ports.contains_key(&(node, *port));
+        if !ports.iter().any(taken) {
+            open.with_ports += 1;
+            match rules.and_then(|rules| rules.against(&cluster.side, node)) {
+                None => open.by_rules += 1,
+                Some(Rule::Affinity) => kept_away.apart += 1,
+                Some(Rule::AntiAffinity) => kept_away.repelled += 1,
+                Some(Rule::Spread) => kept_away.skewed += 1,
+            }
+        }
         node = cluster.states.next_node(node);
     }
-    count
+    open
 }
 
 /// Resource number, from, to.
