@@ -93,7 +93,7 @@ fn hpc2n_slowdown_by_order() {
     };
     let (trace, nodes) = read("swf", &text, 120);
     let mut slowdown = HashMap::new();
-    for order in ["fifo", "first-fit", "easy", "sjf", "default"] {
+    for order in ["fifo", "easy", "sjf", "default"] {
         let m = run(&trace, &nodes, &settings(order)).measures;
         eprintln!("{order}: {m:?}");
         slowdown.insert(order, m.mean_bounded_slowdown.unwrap());
