@@ -9,8 +9,9 @@
 //!
 //! Cost of a plan, each part relative to the plan by arrival, which is always among the candidates:
 //! the sum of the waits; twice the sum of the waits in units of the unit's own run time (the short
-//! must not wait for the long); and twice the sum of the waits of large units (they must not be made
-//! to wait for the many small), of which no more than [`GAIN_MAX`] counts as a gain. Large is what
+//! must not wait for the long); twice the sum of the waits of large units (they must not be made to
+//! wait for the many small), of which no more than [`GAIN_MAX`] counts as a gain; and twice the sum of
+//! what each large unit starts later, so that one does not pay for another. Large is what
 //! asks for more size × run time than four of five that came lately. A unit that has waited for [`OVERDUE`] times the mean run time is
 //! planned first in every order, so that nothing starves.
 //!
@@ -270,7 +271,9 @@ fn best(
     }
     let waiting_sum: i128 = items.iter().map(|i| i128::from(i.run)).sum();
     let mean_run = (waiting_sum + running_sum) / (items.len() as i128 + running);
-    let waits = |starts: &[Time]| Waits::of(items, starts, (work, large), mean_run, now);
+    let arrived = base.0.clone();
+    let waits =
+        |starts: &[Time]| Waits::of(items, (starts, &arrived), (work, large), mean_run, now);
     let by_arrival = waits(&base.0);
     let mut cheapest = (by_arrival.cost(&by_arrival), base);
     for mut order in orders(items, work, large) {
@@ -315,12 +318,14 @@ struct Waits {
     sum: i128,
     slowdown: i128,
     large: i128,
+    /// What each of these waits longer than in the plan by arrival.
+    delayed: i128,
 }
 
 impl Waits {
     fn of(
         items: &[Item],
-        starts: &[Time],
+        (starts, base): (&[Time], &[Time]),
         (work, large): (&[i128], i128),
         mean_run: i128,
         now: Time,
@@ -329,10 +334,11 @@ impl Waits {
             sum: 0,
             slowdown: 0,
             large: 0,
+            delayed: 0,
         };
         // Below this a run time counts as so long: nobody minds a wait of a few seconds.
         let shortest = mean_run / 256 + 1;
-        for ((item, start), work) in items.iter().zip(starts).zip(work) {
+        for (((item, start), by_arrival), work) in items.iter().zip(starts).zip(base).zip(work) {
             let wait = i128::from(item.waited) + i128::from(start.saturating_sub(now));
             waits.sum = waits.sum.saturating_add(wait);
             let run = i128::from(item.run).max(shortest);
@@ -340,6 +346,8 @@ impl Waits {
             waits.slowdown = waits.slowdown.saturating_add(ratio);
             if *work >= large {
                 waits.large = waits.large.saturating_add(wait);
+                let later = start.saturating_sub(*by_arrival).max(0);
+                waits.delayed = waits.delayed.saturating_add(i128::from(later));
             }
         }
         waits
@@ -353,5 +361,6 @@ impl Waits {
         part(self.sum, other.sum)
             .saturating_add(short.saturating_mul(2))
             .saturating_add(large.saturating_mul(2))
+            .saturating_add(part(self.delayed, other.large).saturating_mul(2))
     }
 }
