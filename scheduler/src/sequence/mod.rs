@@ -29,6 +29,7 @@ use crate::agenda::Unit;
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
 use crate::estimate::corrected;
+use crate::intern::FxMap;
 use crate::place::Budget;
 use crate::spec::{Demand, NEVER, Time};
 
@@ -87,10 +88,12 @@ pub(crate) fn sequence(
 ) -> Option<Sequence> {
     let planned = &queue[..queue.len().min(PLANNED)];
     let first = &demands[units[*planned.first()? as usize].demands[0] as usize];
+    // Per class: whether all open nodes are its to use.
+    let mut judged = FxMap::default();
     let mut asked: Vec<(u32, &Demand, u32)> = Vec::with_capacity(planned.len());
     let mut resources: Vec<u32> = Vec::new();
     for unit in planned {
-        let (demand, class) = whole(cluster, demands, &units[*unit as usize], first)?;
+        let (demand, class) = whole(cluster, demands, &units[*unit as usize], first, &mut judged)?;
         let shape = cluster.classes.all[class as usize].shape;
         for (r, _) in &cluster.tasks.shapes.get(shape).requests {
             if !resources.contains(r) {
@@ -153,7 +156,7 @@ pub(crate) fn sequence(
     // Those behind start where the plan leaves room, the shortest first.
     let mut rest: Vec<(Option<Item>, u32)> = Vec::new();
     for unit in &queue[planned.len()..] {
-        let asked = whole(cluster, demands, &units[*unit as usize], first);
+        let asked = whole(cluster, demands, &units[*unit as usize], first, &mut judged);
         let item = asked.and_then(|(demand, class)| item(cluster, (*unit, demand, class)));
         rest.push((item, *unit));
     }
@@ -180,6 +183,7 @@ fn whole<'a>(
     demands: &'a [Demand],
     unit: &Unit,
     first: &Demand,
+    judged: &mut FxMap<u32, bool>,
 ) -> Option<(&'a Demand, u32)> {
     let [position] = unit.demands[..] else {
         return None;
@@ -190,11 +194,13 @@ fn whole<'a>(
         return None;
     }
     let class = cluster.class(&demand.class);
-    cluster.learn_profiles(class);
-    let entry = &cluster.classes.all[class as usize];
-    let mut profiles = cluster.profiles.nodes.iter().zip(&cluster.profiles.all);
-    let everywhere = profiles.by_ref().enumerate().all(|(p, (nodes, profile))| {
-        *nodes == 0 || !profile.ready || profile.unschedulable || entry.suits.contains(p)
+    let everywhere = *judged.entry(class).or_insert_with(|| {
+        cluster.learn_profiles(class);
+        let entry = &cluster.classes.all[class as usize];
+        let profiles = cluster.profiles.nodes.iter().zip(&cluster.profiles.all);
+        profiles.enumerate().all(|(p, (nodes, profile))| {
+            *nodes == 0 || !profile.ready || profile.unschedulable || entry.suits.contains(p)
+        })
     });
     everywhere.then_some((demand, class))
 }
