@@ -9,7 +9,7 @@ use rota_api::Quantity;
 use rota_scheduler::{NodeSpec, Policy};
 use rota_simulate::nodes::{self, Nodes};
 use rota_simulate::trace::{self, Change, Format, Trace};
-use rota_simulate::{Estimates, GPU, Measures, ORDERS, Record, Settings, load, preset, run};
+use rota_simulate::{Estimates, Measures, ORDERS, Record, Settings, load, preset, run};
 use serde::Serialize;
 
 use crate::fail::{Fail, Result};
@@ -54,7 +54,7 @@ struct Play {
     /// Seed of what is random: the order of tasks with --load on openb
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What the scheduler knows of run times: what users said, or the truth
+    /// What the scheduler knows of run times: what users said, what it learns meanwhile, or the truth
     #[arg(long, value_enum, default_value = "user")]
     estimates: Known,
     /// Tasks save their work this often, so that an eviction loses less
@@ -90,6 +90,7 @@ enum Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Known {
     User,
+    Learnt,
     Exact,
 }
 
@@ -170,6 +171,7 @@ fn play(args: &Play) -> Result<()> {
         },
         estimates: match args.estimates {
             Known::User => Estimates::User,
+            Known::Learnt => Estimates::Learnt,
             Known::Exact => Estimates::Exact,
         },
         checkpoint: i64::from(args.checkpoint) * 1000,
@@ -208,6 +210,7 @@ fn play(args: &Play) -> Result<()> {
         },
         estimates: match args.estimates {
             Known::User => "user",
+            Known::Learnt => "learnt",
             Known::Exact => "exact",
         },
         trace: name,
@@ -340,12 +343,12 @@ fn job_lines(records: &[Record]) -> String {
 }
 
 fn print(answer: &Answer<'_>, output: Output) -> Result<()> {
-    let value = serde_json::to_value(answer)
-        .map_err(|e| Fail::new(format!("cannot write the measures: {e}"), ""))?;
+    let failed = |e| Fail::new(format!("cannot write the measures: {e}"), "");
     if output == Output::Json {
-        println!("{value:#}");
+        println!("{}", serde_json::to_string_pretty(answer).map_err(failed)?);
         return Ok(());
     }
+    let value = serde_json::to_value(answer).map_err(failed)?;
     let Some(fields) = value.as_object() else {
         return Ok(());
     };
@@ -365,6 +368,7 @@ fn print(answer: &Answer<'_>, output: Output) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use rota_simulate::GPU;
 
     #[test]
     fn traces_name_their_format() {

@@ -1,6 +1,8 @@
 //! Agenda: whose turn it is. Units (single demands and gangs) by the shares of their queues and,
 //! inside a queue, by its own rule.
 
+use fixedbitset::FixedBitSet;
+
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
 use crate::fair::bulk::Slots;
@@ -9,7 +11,9 @@ use crate::fair::share::share;
 use crate::fair::tree::{Ask, Head, Source, Tree};
 use crate::intern::FxMap;
 use crate::order::{overtaking, within};
-use crate::spec::{Class, Demand, Order, Time};
+use crate::place::Budget;
+use crate::sequence::{Sequence, sequence};
+use crate::spec::{Backfill, Class, Demand, Order, QueueSpec, Time};
 
 /// What is decided together: one demand, or all demands of a gang.
 #[derive(Clone, Debug)]
@@ -41,6 +45,8 @@ pub(crate) struct Agenda {
     /// By ask, for counting what is free.
     classes: Vec<Class>,
     given: Option<Given>,
+    /// Units that a plan holds back, by number.
+    held: FixedBitSet,
 }
 
 /// A turn that was given, and how often the use of queues had changed before it.
@@ -89,6 +95,7 @@ impl Agenda {
             stray: (Vec::new(), 0),
             classes,
             given: None,
+            held: FixedBitSet::new(),
         };
         agenda.seat(cluster, demands);
         agenda.tree.start(cluster);
@@ -145,9 +152,60 @@ impl Agenda {
         }
     }
 
+    /// Plans what the queues that leave the order to Rota start now and what they hold back; see
+    /// [`crate::sequence`].
+    pub fn sequence(
+        &mut self,
+        cluster: &mut Cluster,
+        demands: &[Demand],
+        now: Time,
+        budget: &mut Budget,
+    ) {
+        cluster.sizes.turn_over();
+        let mut planned_any = false;
+        for node in &mut self.tree.nodes {
+            let Some(first) = node.units.get(node.at) else {
+                continue;
+            };
+            let queue = demands[self.units[*first as usize].demands[0] as usize].queue;
+            let spec = cluster.queues[queue.0 as usize].spec.as_ref();
+            let open = |s: &QueueSpec| {
+                matches!(s.order, Order::Priority | Order::Fair) && s.backfill == Backfill::Easy
+            };
+            if !spec.is_some_and(open) {
+                continue;
+            }
+            let rest = &mut node.units[node.at..];
+            let planned = sequence(cluster, demands, &self.units, rest, now, budget);
+            if let Some(Sequence { now, later, open }) = planned {
+                self.held.grow(self.units.len());
+                self.held.extend(later.iter().map(|unit| *unit as usize));
+                let all = now.into_iter().chain(later).chain(open);
+                for (place, unit) in rest.iter_mut().zip(all) {
+                    *place = unit;
+                }
+                planned_any = true;
+            }
+        }
+        if planned_any {
+            self.tree.recount(cluster);
+        }
+    }
+
+    /// Whether a plan holds the unit back.
+    pub fn holds(&self, unit: u32) -> bool {
+        self.held.contains(unit as usize)
+    }
+
+    /// Plans are void: nothing is held back any more.
+    pub fn hold_nothing(&mut self) {
+        self.held.clear();
+    }
+
     /// The first that cannot start has a reservation: from now on units only overtake it. In queues
     /// that do not go by arrival, of equal priority the shortest go first.
     pub fn overtake(&mut self, cluster: &Cluster, demands: &[Demand]) {
+        self.catch_up(cluster);
         let units = &self.units;
         let first = |u: &u32| &demands[units[*u as usize].demands[0] as usize];
         for node in &mut self.tree.nodes {
@@ -160,6 +218,7 @@ impl Agenda {
                 rest.sort_by(|a, b| overtaking(first(a), first(b)));
             }
         }
+        self.tree.recount(cluster);
     }
 
     /// Brings the tree up to what happened in the last turn.

@@ -11,15 +11,17 @@ use crate::spec::{Demand, Time};
 pub(crate) struct Attempt<'a> {
     demands: &'a [Demand],
     now: Time,
+    restart: Time,
     pub placements: Vec<Placement>,
     pub evictions: Vec<Eviction>,
 }
 
 impl<'a> Attempt<'a> {
-    pub fn new(demands: &'a [Demand], now: Time) -> Self {
+    pub fn new(demands: &'a [Demand], now: Time, restart: Time) -> Self {
         Attempt {
             demands,
             now,
+            restart,
             placements: Vec::new(),
             evictions: Vec::new(),
         }
@@ -112,6 +114,7 @@ impl<'a> Attempt<'a> {
             count: want,
             queue,
             priority: demand.priority,
+            restart: self.restart,
             demand,
         };
         let found = preempt::victims(cluster, &asked, self.now, victims, budget, vetoes);

@@ -28,6 +28,8 @@ pub struct Options {
     /// A demand that waits longer than this may keep newcomers off nodes even if nobody knows when
     /// these will be free.
     pub patience: Time,
+    /// What an eviction costs a task besides the work that is lost: its stop and its new start.
+    pub restart: Time,
 }
 
 impl Default for Options {
@@ -37,6 +39,7 @@ impl Default for Options {
             placements: u32::MAX,
             evictions: u32::MAX,
             patience: Time::MAX,
+            restart: 0,
         }
     }
 }
@@ -140,10 +143,20 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
         options,
     };
     pass.promises.renew(cluster, demands, &mut pass.ahead);
+    agenda.sequence(cluster, demands, now, &mut pass.budget);
     while let Some(turn) = agenda.next(cluster) {
         let unit = agenda.unit(turn.unit).clone();
+        if agenda.holds(turn.unit) {
+            pass.hold_back(cluster, &unit);
+            agenda.over(&turn, false);
+            continue;
+        }
+        let waiting = pass.outcome.waiting.len();
         let more = pass.turn(cluster, &unit, turn.most);
         agenda.over(&turn, more);
+        if pass.outcome.waiting.len() > waiting {
+            agenda.hold_nothing();
+        }
         if std::mem::take(&mut pass.overtaking) {
             agenda.overtake(cluster, demands);
         }
@@ -219,6 +232,17 @@ impl<'a> Pass<'a> {
         open
     }
 
+    /// A unit for whose place a plan has a better use now. It may have a reservation all the same.
+    fn hold_back(&mut self, cluster: &mut Cluster, unit: &Unit) {
+        let wants: Vec<(u32, u32)> = unit
+            .demands
+            .iter()
+            .map(|position| (*position, self.min(*position).max(1)))
+            .collect();
+        self.reserve(cluster, &wants, Cause::Reserved);
+        self.blocked(unit, |_| Cause::Reserved);
+    }
+
     /// The minimum of every demand of a gang, or nothing.
     fn start_gang(&mut self, cluster: &mut Cluster, unit: &Unit) -> bool {
         let total: u64 = unit.demands.iter().map(|p| u64::from(self.min(*p))).sum();
@@ -269,7 +293,7 @@ impl<'a> Pass<'a> {
             left: budget.unwrap_or(self.budget.left),
             spent: 0,
         };
-        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
         let mut answer = Ok(());
         for (position, want) in wants {
             let demand = &self.demands[*position as usize];
@@ -299,7 +323,7 @@ impl<'a> Pass<'a> {
         while left > 0 && self.may_evict(cause) {
             let demand = &self.demands[position as usize];
             let count = step.min(left);
-            let mut attempt = Attempt::new(self.demands, self.now);
+            let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
             let reserved =
                 (!self.ahead.is_empty() && !mutant(Mutant::IgnoreReservation)).then(|| {
                     let end_max = demand.starts(self.now).end_max;
@@ -338,7 +362,7 @@ impl<'a> Pass<'a> {
         if !self.may_evict(cause) {
             return false;
         }
-        let mut attempt = Attempt::new(self.demands, self.now);
+        let mut attempt = Attempt::new(self.demands, self.now, self.options.restart);
         let mut budget = self.budget;
         let whole = wants.iter().all(|(position, want)| {
             let demand = &self.demands[*position as usize];

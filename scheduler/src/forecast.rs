@@ -34,7 +34,7 @@ pub struct Forecast {
 
 /// Forecasts for all demands, in their order, before calibration. `budget` is in the work units of
 /// [`crate::Options`]; demands that it does not suffice for are forecast [`NEVER`]. The cluster is
-/// only taught classes that it did not know.
+/// only taught classes and sizes that it did not know.
 pub fn forecast(
     cluster: &mut Cluster,
     demands: &[Demand],
@@ -42,6 +42,15 @@ pub fn forecast(
     budget: u64,
 ) -> Vec<Forecast> {
     let mut agenda = Agenda::new(cluster, demands, now);
+    agenda.sequence(
+        cluster,
+        demands,
+        now,
+        &mut Budget {
+            left: budget,
+            spent: 0,
+        },
+    );
     let mut units = Vec::new();
     while let Some(turn) = agenda.next(cluster) {
         units.push(agenda.unit(turn.unit).clone());

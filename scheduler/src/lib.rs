@@ -41,6 +41,7 @@ mod place;
 #[allow(dead_code)]
 mod preempt;
 pub mod score;
+mod sequence;
 mod side;
 mod spec;
 

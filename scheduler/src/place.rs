@@ -5,9 +5,10 @@ use crate::classes::{ClassEntry, Shape};
 use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::filter::{PREFERENCE_MAX, fits, how_many};
+use crate::filter::PREFERENCE_MAX;
 use crate::index::Index;
 use crate::mutant::{Mutant, mutant};
+use crate::score::fragmentation::Outlook;
 use crate::score::{self, Fill, Score, StateView};
 use crate::side;
 use crate::side::rules::Rules;
@@ -68,6 +69,23 @@ pub(crate) fn place(
     ask: Ask,
     vetoes: &[&dyn Veto],
     budget: &mut Budget,
+    placed: impl FnMut(NodeId, TaskId),
+) -> u32 {
+    if ask.policy != Policy::Fragmentation {
+        return place_by(cluster, ask, vetoes, budget, placed);
+    }
+    let demand = cluster.tasks.runs.get(ask.run).demand;
+    cluster.learn_typical(ask.class, demand, ask.count);
+    let count = place_by(cluster, ask, vetoes, budget, placed);
+    cluster.typical_waits(demand, ask.count - count);
+    count
+}
+
+fn place_by(
+    cluster: &mut Cluster,
+    ask: Ask,
+    vetoes: &[&dyn Veto],
+    budget: &mut Budget,
     mut placed: impl FnMut(NodeId, TaskId),
 ) -> u32 {
     let Ask {
@@ -87,6 +105,7 @@ pub(crate) fn place(
     }
     let plain = vetoes.is_empty() && shape.ports.is_empty();
     let policy_impl = score::of(policy);
+    let single = policy_impl.fill() == Fill::Single;
     if first && count <= SCAN_TASKS_MAX && plain {
         let mut left = count;
         while left > 0 && budget.left > 0 {
@@ -122,8 +141,11 @@ pub(crate) fn place(
         };
         let state = best.state.id;
         let per_node = match policy_impl.fill() {
-            Fill::Deep => how_many(cluster.states.free_of(state), &shape.requests),
-            Fill::Level => 1,
+            Fill::Deep => {
+                let profiles = &cluster.profiles.all;
+                cluster.states.room(profiles, state, &shape.requests)
+            }
+            Fill::Level | Fill::Single => 1,
         };
         if plain {
             // The last node of the batch may take fewer; the others of the state stay for the next demand.
@@ -135,11 +157,16 @@ pub(crate) fn place(
                 });
                 left -= n;
                 budget.spend(1);
+                if single {
+                    break;
+                }
             }
         } else {
             let mut near: Vec<u32> = nodes(&cluster.states, state).take(NEAR).collect();
             let mut far = near.last().map_or(NONE, |n| cluster.states.next_node(*n));
             near.sort_unstable_by_key(|node| std::cmp::Reverse(*node));
+            // One was placed, and the state has to be looked at again before the next.
+            let mut again = false;
             while left > 0 {
                 let node = near.pop().unwrap_or(far);
                 if node == NONE {
@@ -155,10 +182,15 @@ pub(crate) fn place(
                         placed(NodeId(node), task);
                     });
                     left -= n;
+                    if single {
+                        again = true;
+                        break;
+                    }
                 }
             }
             // What is still in the state may not be used: look behind it.
             if left > 0
+                && !again
                 && cluster.states.is_live(best.state)
                 && let Some(entry) = index.set_aside()
             {
@@ -203,7 +235,8 @@ pub(crate) fn place_on(
         }
         let entry = &cluster.classes.all[ask.class as usize];
         let profile = cluster.states.profile[state as usize] as usize;
-        let fit = how_many(cluster.states.free_of(state), &shape.requests).min(left);
+        let (states, profiles) = (&cluster.states, &cluster.profiles.all);
+        let fit = states.room(profiles, state, &shape.requests).min(left);
         if fit == 0 || !entry.suits.contains(profile) || entry.shuns.contains(profile) {
             continue;
         }
@@ -271,7 +304,7 @@ pub(crate) fn fits_somewhere(cluster: &Cluster, class: u32) -> bool {
         entry
             .suits
             .contains(states.profile[*state as usize] as usize)
-            && fits(states.free_of(*state), requests)
+            && states.fits(&cluster.profiles.all, *state, requests)
     })
 }
 
@@ -289,6 +322,7 @@ pub(crate) struct Rater<'a> {
     entry: &'a ClassEntry,
     requests: &'a [(u32, i64)],
     policy: &'a dyn Score,
+    outlook: &'a Outlook,
 }
 
 impl<'a> Rater<'a> {
@@ -299,6 +333,7 @@ impl<'a> Rater<'a> {
             entry: &cluster.classes.all[class as usize],
             requests: &shape.requests,
             policy,
+            outlook: &cluster.typical.outlook,
         }
     }
 
@@ -306,13 +341,19 @@ impl<'a> Rater<'a> {
     pub fn rate(&self, state: u32) -> Option<i64> {
         let free = self.states.free_of(state);
         let profile = self.states.profile[state as usize] as usize;
-        if !fits(free, self.requests) || !self.entry.suits.contains(profile) {
+        if !self.states.fits(self.profiles, state, self.requests)
+            || !self.entry.suits.contains(profile)
+        {
             return None;
         }
         let score = self.policy.score(
             &StateView {
                 free,
                 capacity: &self.profiles[profile].capacity,
+                devices: self.states.devices_of(state),
+                layout: &self.profiles[profile].devices,
+                profile,
+                outlook: self.outlook,
                 leftover: self.states.leftover[state as usize],
             },
             self.requests,

@@ -10,6 +10,7 @@
 
 mod account;
 mod engine;
+mod fragmentation;
 pub mod load;
 mod measures;
 pub mod nodes;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rota_scheduler::Time;
+use rota_scheduler::{NEVER, Time};
 use serde::Serialize;
 
 use crate::engine::{Fate, Record};
@@ -24,6 +24,8 @@ pub(crate) struct Totals {
     pub utilization: BTreeMap<String, f64>,
     pub jain: Option<f64>,
     pub gpu: Option<f64>,
+    /// Inner: `None` when there is nothing to measure.
+    pub fragmentation: Option<Option<f64>>,
 }
 
 /// The measures, in the order in which they are printed. `None` (null): there is nothing to measure.
@@ -61,7 +63,7 @@ pub struct Measures {
     pub wasted_s: f64,
     /// GPUs held over all GPUs in percent: weighted by time, or in the end where nothing ends.
     pub gpu_allocated_percent: Option<f64>,
-    /// Free GPUs that a task of the trace's own mix cannot use, in percent of all GPUs.
+    /// Free GPUs that a GPU task drawn from the trace cannot use, in percent of all GPUs, when the last job has come.
     pub fragmentation: Option<f64>,
     /// Mean of |start − median forecast| over jobs that waited.
     pub forecast_mae_s: Option<f64>,
@@ -87,6 +89,16 @@ impl Measures {
         let runs = || with(Fate::Completed).filter(|r| r.run > 0);
         let slowdowns: Vec<f64> = runs().map(|r| there(r) / r.run as f64).collect();
         let mut ratios: Vec<f64> = runs().map(|r| there(r) / (r.run as f64 * r.load)).collect();
+        let told = || {
+            let known = records.iter().filter_map(|r| Some((r.start?, r.forecast?)));
+            known.filter(|(_, (_, p90))| *p90 != NEVER)
+        };
+        let errors: Vec<f64> = told()
+            .map(|(start, (p50, _))| (start - p50).abs() as f64)
+            .collect();
+        let covered: Vec<f64> = told()
+            .map(|(start, (_, p90))| f64::from(u8::from(start <= p90)))
+            .collect();
         let first = records.iter().map(|r| r.submit).min();
         let last = records.iter().filter_map(|r| r.end).max();
         Measures {
@@ -110,9 +122,9 @@ impl Measures {
             preemptions: totals.evictions,
             wasted_s: seconds(totals.wasted),
             gpu_allocated_percent: totals.gpu.map(|g| round(g * 100.0)),
-            fragmentation: None,
-            forecast_mae_s: None,
-            forecast_p90_coverage: None,
+            fragmentation: totals.fragmentation.flatten().map(|f| round(f * 100.0)),
+            forecast_mae_s: mean(&errors).map(seconds),
+            forecast_p90_coverage: mean(&covered).map(round),
             work_units: totals.units,
         }
     }

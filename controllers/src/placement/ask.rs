@@ -100,6 +100,11 @@ impl Terms {
         })
     }
 
+    /// Within which a task has ended almost surely.
+    pub fn run_max(&self) -> Time {
+        self.run_max
+    }
+
     /// How many tasks must start together beside `live` ones; at least 1.
     pub fn together(&self, live: u32) -> u32 {
         let needed = self.gang.map_or(1, |g| g.needed);
@@ -133,13 +138,6 @@ impl JobMem {
 }
 
 impl Memory {
-    /// How long one task of a Job is expected to run, and within which it has ended almost surely.
-    fn expected(&self, job: &Job) -> (Time, Time) {
-        let stated = job.spec.expected_duration_seconds;
-        let stated = stated.map_or(NEVER, |seconds| seconds.saturating_mul(1000));
-        (stated, stated)
-    }
-
     /// The terms of a Job of which so many tasks are left to run. Its queue may bound its priority.
     pub(super) fn terms(&mut self, job: &Job, left: u64) -> Terms {
         let meta = &job.metadata;

@@ -30,12 +30,16 @@ const BUDGET: u64 = 10_000_000;
 const PATIENCE: i64 = 60_000;
 /// Tasks evicted by one cycle at most; Queues have their own bounds besides.
 const EVICTIONS_MAX: u32 = 1000;
+/// What an eviction costs a task besides lost work, in milliseconds: time to stop, a place in the
+/// order, artifacts and images fetched again.
+const RESTART: i64 = 30_000;
 /// What one cycle may do.
 pub(super) const OPTIONS: Options = Options {
     budget: BUDGET,
     placements: PLACEMENTS_MAX,
     evictions: EVICTIONS_MAX,
     patience: PATIENCE,
+    restart: RESTART,
 };
 /// Numbers of groups above this are gangs', below it Jobs'.
 const GANGS: u64 = 1 << 63;
@@ -152,6 +156,7 @@ impl Memory {
             }
         }
         self.stop_surplus(serial, tasks_of);
+        self.give_up_gang(serial, tasks_of, now);
         // A promise may have become void with the Job's change.
         self.freed |= !self.promised.is_empty();
         let Some(job) = self.jobs.get(&serial) else {
@@ -275,6 +280,7 @@ impl Memory {
             ..OPTIONS
         };
         self.allow_evictions(now);
+        self.cluster.advance(millis(now));
         let outcome = cycle(&mut self.cluster, &demands, millis(now), options);
         self.evict(&outcome, &serials, now);
         // A gang of which one member must wait for others to leave starts when all can.
@@ -284,6 +290,7 @@ impl Memory {
             .filter(|p| p.waits)
             .map(|p| group(&demands[p.demand as usize]))
             .collect();
+        let mut begun = BTreeSet::new();
         for placement in &outcome.placements {
             let serial = serials[placement.demand as usize];
             let node = self.cluster.node_name(placement.node).to_string();
@@ -310,6 +317,7 @@ impl Memory {
             job.tasks.insert(key.clone());
             job.told.placed(&node);
             job.behind = None;
+            begun.insert(serial);
             self.holders.insert(placement.task, key.clone());
             let waits = waits.contains(&group(demand));
             if waits {
@@ -336,6 +344,9 @@ impl Memory {
                 remove_sent: false,
             };
             self.tasks.insert(key, task);
+        }
+        for serial in begun {
+            self.started(serial, now);
         }
         for waiting in &outcome.waiting {
             let serial = serials[waiting.demand as usize];

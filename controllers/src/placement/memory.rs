@@ -7,15 +7,16 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use rota_api::names::{ANNOTATION_EPOCH, LABEL_AGENT};
-use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Task};
+use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Resources, Task};
 use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Taint, TaskId};
 
 use super::ask::{Ids, Terms, millis};
 use super::body::{Mould, Owner};
 use super::book::{Book, Found};
 use super::fold::{End, Rules, end_of};
-use super::need;
+use super::outlook::Outlook;
 use super::promise::{Behind, Promised};
+use super::{gang, need};
 use crate::lifecycle::{self, Hold, Wanted};
 use crate::runtime::{Change, Key, Note};
 
@@ -84,8 +85,10 @@ pub(super) struct JobMem {
     pub starved: bool,
     /// What stood in its way then, beyond nodes and queue.
     pub behind: Option<Behind>,
-    /// Creates were refused: nothing is tried before.
+    /// Creates were refused, or its gang gave up: nothing is tried before.
     pub paused_until: Option<Timestamp>,
+    /// Since when its gang has nodes and too few running members.
+    pub short_since: Option<Timestamp>,
     /// A write that ends the Job's deletion is on its way.
     pub releasing: bool,
     pub told: super::status::Told,
@@ -96,10 +99,24 @@ pub(super) struct QueueMem {
     pub queue: Option<Arc<Queue>>,
     pub told: Option<(serde_json::Value, i64)>,
     pub in_flight: bool,
-    /// Resource-seconds thrown away by evictions in this term and before.
+    /// Resource-seconds thrown away by evictions in this term.
     pub wasted: BTreeMap<String, i64>,
+    /// The same of earlier terms, as the status said when this one began.
+    pub wasted_before: Option<BTreeMap<String, i64>>,
     /// Tasks evicted for it within the last hour, oldest first.
     pub evicted: VecDeque<Timestamp>,
+}
+
+impl QueueMem {
+    /// Resource-seconds thrown away by evictions since the queue was made.
+    pub fn wasted(&self) -> BTreeMap<String, i64> {
+        let mut sum = self.wasted_before.clone().unwrap_or_default();
+        for (resource, amount) in &self.wasted {
+            let all = sum.entry(resource.clone()).or_default();
+            *all = all.saturating_add(*amount);
+        }
+        sum
+    }
 }
 
 /// See the module docs.
@@ -143,6 +160,7 @@ pub struct Memory {
     pub(super) holders: HashMap<TaskId, Key>,
     /// Tasks that have a node and are created when others have left it.
     pub(super) promised: Promised,
+    pub(super) outlook: Outlook,
     /// What people should be told, until somebody takes it.
     pub(super) notes: Vec<Note>,
     /// Jobs that are being deleted or are gone, until nothing of them is left.
@@ -188,6 +206,7 @@ impl Memory {
             holders: HashMap::new(),
             promised: Promised::default(),
             notes: Vec::new(),
+            outlook: Outlook::default(),
             leaving: BTreeSet::new(),
         }
     }
@@ -231,6 +250,13 @@ impl Memory {
         let memory = self.queues.entry(name.clone()).or_default();
         let changed = rules(&memory.queue) != rules(&change.new);
         memory.queue = change.new.clone();
+        if memory.wasted_before.is_none()
+            && let Some(queue) = &change.new
+        {
+            let status = queue.status.as_ref();
+            let told = status.and_then(|s| s.wasted_by_preemption.as_ref());
+            memory.wasted_before = Some(need::base(told.unwrap_or(&Resources::new())));
+        }
         if changed || change.new.is_none() {
             let spec = change.new.as_ref().map(|q| need::queue(&q.spec));
             self.cluster.set_queue(&name, spec);
@@ -343,6 +369,7 @@ impl Memory {
             behind: None,
             terms: None,
             paused_until: None,
+            short_since: None,
             releasing: false,
             told: Default::default(),
         };
@@ -402,13 +429,17 @@ impl Memory {
         let Some(job) = self.jobs.get(&serial) else {
             return;
         };
-        if news || job.rules.type_ == JobType::Service || !job.wanted.runnable() {
+        let timed = job.job.as_ref().is_some_and(|j| gang::timeout(j).is_some());
+        if news || timed || job.rules.type_ == JobType::Service || !job.wanted.runnable() {
             self.dirty.insert(serial);
         }
         if let Some(end) = end_of(task)
             && memory.end.is_none()
         {
             memory.end = Some(end);
+            if end == End::Succeeded {
+                self.learn(task);
+            }
             let restarts = task.status.as_ref().map_or(0, |s| s.restarts.max(0) as u32);
             self.ended(key, end, restarts, now);
         }

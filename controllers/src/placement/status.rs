@@ -1,22 +1,25 @@
-//! What placement tells people: `waitingFor` and the conditions Admitted and Scheduled of Jobs,
-//! the status of Queues, Events.
+//! What placement tells people of Jobs: `waitingFor`, the conditions Admitted, Scheduled and
+//! DeadlineFeasible, Events.
 
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use rota_api::{Job, Quantity, Queue, Resources, WaitReason, WaitingFor};
+use rota_api::{Job, WaitReason, WaitingFor};
 use rota_scheduler::{Holder, NEVER, explain};
 use serde_json::{Value, json};
 
-use super::decide::{Answer, Op, Write, room};
+use super::decide::{Answer, Op, Write};
 use super::memory::{JobMem, Memory};
+use super::outlook;
 use super::why;
 use crate::lifecycle::{self, Edges, Hold};
 use crate::runtime::{Failure, Note, Regarding};
 
 /// A `waitingFor` that changes is written at most this often; its first word and its end at once.
 const WAITING_EVERY: SignedDuration = SignedDuration::from_secs(60);
+/// Smaller changes of a forecast are not told.
+const FORECAST_STEP: SignedDuration = SignedDuration::from_secs(60);
 /// Longest message of a reason, as the schema allows.
 const MESSAGE_MAX: usize = 1024;
 /// Jobs looked at per tick; each may cost one look at every node state.
@@ -52,6 +55,9 @@ impl Memory {
     pub fn job_statuses(&mut self, now: Timestamp) -> (Vec<Write>, Vec<Note>) {
         let (mut writes, mut notes) = (Vec::new(), std::mem::take(&mut self.notes));
         let mut later = BTreeSet::new();
+        if self.look_ahead(now) {
+            self.status.extend(&self.hungry);
+        }
         for _ in 0..JOBS_PER_TICK.min(self.status.len()) {
             // Round and round, so that jobs which stay in the set do not keep others out.
             let next = self.status.range(self.status_from..).next();
@@ -104,7 +110,8 @@ impl Memory {
         let known = status.and_then(|s| s.waiting_for.as_ref());
         let conditions = conditions(&object, job, wanted.as_ref(), now);
         let same_reasons = words(known) == words(wanted.as_ref());
-        if same_reasons && conditions.is_none() {
+        let moved = moved(known, wanted.as_ref(), now);
+        if same_reasons && !moved && conditions.is_none() {
             return false;
         }
         let early = job
@@ -115,8 +122,17 @@ impl Memory {
             return true;
         }
         let mut patch = json!({});
-        if !same_reasons {
+        if !same_reasons || moved {
+            // A merge patch keeps what it does not name.
             patch["waitingFor"] = json!(wanted);
+            if let Some(wanted) = &wanted {
+                if wanted.smallest_change.is_none() {
+                    patch["waitingFor"]["smallestChange"] = Value::Null;
+                }
+                if wanted.estimated_start.is_none() {
+                    patch["waitingFor"]["estimatedStart"] = Value::Null;
+                }
+            }
         }
         if let Some(conditions) = conditions {
             patch["conditions"] = json!(conditions);
@@ -174,7 +190,8 @@ impl Memory {
         if job.book.ready() == 0 || job.paused_until.is_some() {
             let count = job.book.delayed();
             let text = if job.paused_until.is_some() {
-                "the API refused its tasks; trying again in a few seconds".to_string()
+                "its tasks were refused, or its gang did not run in full: it tries again in a while"
+                    .to_string()
             } else {
                 format!("{count} failed or finished before and wait out their back-off")
             };
@@ -207,6 +224,7 @@ impl Memory {
         }
         let mut waiting = why::waiting_for(&why, &object.spec.queue);
         self.tell_holders(&why.holders, &mut waiting);
+        waiting.estimated_start = self.estimated_start(serial);
         Some(Some(why::after(behind, waiting)))
     }
 
@@ -253,71 +271,6 @@ impl Memory {
             }
         }
     }
-
-    /// Status writes of Queues whose figures changed.
-    pub fn queue_statuses(&mut self, now: Timestamp) -> Vec<Write> {
-        let mut waiting: std::collections::BTreeMap<&str, u64> = Default::default();
-        for serial in &self.hungry {
-            if let Some(job) = self.jobs.get(serial)
-                && let Some(object) = &job.job
-            {
-                *waiting.entry(&object.spec.queue).or_default() += u64::from(room(job));
-            }
-        }
-        let mut writes = Vec::new();
-        for (name, memory) in &mut self.queues {
-            let Some(queue) = memory.queue.as_ref().filter(|_| !memory.in_flight) else {
-                continue;
-            };
-            let id = self.cluster.queue(name);
-            let used: Resources = self
-                .cluster
-                .queue_used(id)
-                .map(|(r, v)| (r.to_owned(), Quantity::from_base(r, v)))
-                .collect();
-            let figures = json!({
-                "used": used,
-                "running": self.cluster.queue_running(id).min(i32::MAX as u64),
-                "waiting": waiting.get(name.as_str()).copied().unwrap_or(0).min(i32::MAX as u64),
-            });
-            let generation = queue.metadata.generation.unwrap_or(0);
-            if memory.told.as_ref() == Some(&(figures.clone(), generation)) {
-                continue;
-            }
-            let mut status = figures.clone();
-            // A merge patch keeps what it does not name: resources that are no longer used go.
-            let before = queue.status.as_ref().and_then(|s| s.used.as_ref());
-            let told = memory.told.as_ref().and_then(|t| t.0["used"].as_object());
-            let names = before.into_iter().flat_map(|u| u.keys());
-            for name in names.chain(told.into_iter().flat_map(|u| u.keys())) {
-                if status["used"].get(name).is_none() {
-                    status["used"][name.as_str()] = Value::Null;
-                }
-            }
-            status["observedGeneration"] = json!(generation);
-            status["conditions"] = json!(queue_conditions(queue, now));
-            memory.told = Some((figures, generation));
-            memory.in_flight = true;
-            writes.push(Write {
-                op: Op::QueueStatus(name.clone()),
-                together: 0,
-                item: json!({
-                    "verb": "status", "path": format!("/apis/rota.dev/v1/queues/{name}"),
-                    "preconditions": {"uid": queue.metadata.uid}, "body": {"status": status},
-                }),
-            });
-        }
-        writes
-    }
-
-    pub(super) fn queue_status_answered(&mut self, name: &str, answer: &Answer) {
-        if let Some(memory) = self.queues.get_mut(name) {
-            memory.in_flight = false;
-            if !matches!(answer, Answer::Done(_)) {
-                memory.told = None;
-            }
-        }
-    }
 }
 
 /// An Event is worth it only for a Job that has been seen to wait for nodes or its queue.
@@ -335,6 +288,21 @@ pub(super) fn only(reason: WaitReason) -> WaitingFor {
         smallest_change: None,
         estimated_start: None,
     }
+}
+
+/// Whether the forecast has moved enough to be told again: by more than a fifth of what is left
+/// until then, and by more than a minute; or it came or went.
+fn moved(old: Option<&WaitingFor>, new: Option<&WaitingFor>, now: Timestamp) -> bool {
+    let of = |w: Option<&WaitingFor>| w.and_then(|w| w.estimated_start.clone());
+    let (Some(old), Some(new)) = (of(old), of(new)) else {
+        return of(old) != of(new) && new.is_some();
+    };
+    let far = |a: &Time, b: &Time| {
+        let by = a.0.duration_since(b.0).abs();
+        let left = a.0.duration_since(now).abs();
+        by > FORECAST_STEP && by.as_millis() * 5 > left.as_millis()
+    };
+    far(&old.p50_time, &new.p50_time) || far(&old.p90_time, &new.p90_time)
 }
 
 /// What decides whether the set of reasons has changed.
@@ -410,11 +378,14 @@ fn conditions(
     };
     let mut changed = set(&mut list, "Admitted", admitted, generation, now);
     changed |= set(&mut list, "Scheduled", scheduled, generation, now);
+    if let Some(deadline) = outlook::deadline(object, job, waiting, now) {
+        changed |= set(&mut list, "DeadlineFeasible", deadline, generation, now);
+    }
     changed.then_some(list)
 }
 
 /// Sets a condition; a new message alone is no change.
-fn set(
+pub(super) fn set(
     list: &mut Vec<Condition>,
     type_: &str,
     (status, reason, message): (&str, &str, &str),
@@ -442,29 +413,4 @@ fn set(
         last_transition_time: since,
     });
     true
-}
-
-fn queue_conditions(queue: &Queue, now: Timestamp) -> Vec<Condition> {
-    let status = queue.status.as_ref();
-    let mut list = status
-        .and_then(|s| s.conditions.clone())
-        .unwrap_or_default();
-    let generation = queue.metadata.generation;
-    let ready = ("True", "Ready", "tasks are placed from it");
-    set(&mut list, "Ready", ready, generation, now);
-    set(
-        &mut list,
-        "Reconciling",
-        ("False", "Ready", ""),
-        generation,
-        now,
-    );
-    set(
-        &mut list,
-        "Stalled",
-        ("False", "Ready", ""),
-        generation,
-        now,
-    );
-    list
 }

@@ -388,7 +388,7 @@ async fn what_waits_is_told_why() {
     told(
         "capped",
         "QueueLimit",
-        "raise the limit of Queue small: cpu from 1 to 2",
+        "raise the limit of Queue small for cpu from 1 to 2",
     )
     .await;
     let path = format!("{QUEUES}/small");

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::placement::{Agents, node, queue, reasons, run_on, submit, succeed, tasks, until_job};
-use crate::world::{EVENTS, World};
+use crate::world::{EVENTS, World, condition};
 
 /// Live tasks per Job.
 async fn live(world: &World) -> BTreeMap<String, usize> {
@@ -125,5 +125,67 @@ async fn a_limit_above_holds_for_the_queues_below() {
         until_job(&world, name, |j| j["status"]["phase"] == "Succeeded").await;
     }
     assert_eq!(agents.seen.lock().most, 3);
+    controllers.shut_down().await;
+}
+
+/// Runs the first index only.
+fn run_the_first(task: &Value) -> Option<Value> {
+    match task["spec"]["index"].as_i64() {
+        Some(0) => None,
+        _ => Some(json!({"phase": "Starting"})),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gang_that_does_not_run_in_full_gives_its_nodes_back() {
+    let world = World::start().await;
+    queue(&world, "default", json!({})).await;
+    node(&world, "n1", "4").await;
+    let agents = Agents::start(&world, run_the_first);
+    let controllers = world.controllers("c", &["job", "placement"]);
+    let gang = json!({"completions": 4, "gang": {"timeoutSeconds": 20}});
+    submit(&world, "train", "1", gang).await;
+    until_job(&world, "train", |j| j["status"]["running"] == 1).await;
+    let start = tokio::time::Instant::now();
+    until_job(&world, "train", |j| j["status"]["replicas"] == 0).await;
+    assert!(start.elapsed() >= std::time::Duration::from_secs(19));
+    assert_eq!(events(&world, "GangTimeout").await.len(), 1);
+    agents.now(succeed);
+    until_job(&world, "train", |j| j["status"]["phase"] == "Succeeded").await;
+    controllers.shut_down().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_durations_becomes_a_forecast() {
+    let world = World::start().await;
+    queue(&world, "default", json!({})).await;
+    node(&world, "n1", "4").await;
+    let agents = Agents::start(&world, run_on);
+    let controllers = world.controllers("c", &["job", "placement"]);
+    let spec = |seconds: u32| json!({"expectedDurationSeconds": seconds});
+    submit(&world, "first", "4", spec(600)).await;
+    until_job(&world, "first", |j| j["status"]["running"] == 1).await;
+    let mut late = spec(60);
+    late["finishDeadlineTime"] = json!("2026-01-01T00:05:00Z");
+    submit(&world, "second", "4", late).await;
+    let second = until_job(&world, "second", |j| {
+        j["status"]["waitingFor"]["estimatedStart"].is_object()
+    })
+    .await;
+    let start = second["status"]["waitingFor"]["estimatedStart"]["p50Time"].as_str();
+    assert!(start.unwrap().starts_with("2026-01-01T00:10:"), "{start:?}");
+    assert!(condition(&second, "DeadlineFeasible").starts_with("False"));
+    let message = second["status"]["waitingFor"]["reasons"][0]["message"].as_str();
+    assert!(
+        message
+            .unwrap()
+            .contains("held mostly by Job default/first"),
+        "{message:?}"
+    );
+    agents.now(succeed);
+    until_job(&world, "second", |j| j["status"]["phase"] == "Succeeded").await;
+    let idle = |q: &Value| q["status"]["fairShare"] == "0" && q["status"]["dominantShare"] == "0";
+    let path = "/apis/rota.dev/v1/queues/default";
+    world.until(path, |q| q.is_some_and(idle)).await;
     controllers.shut_down().await;
 }

@@ -21,7 +21,7 @@ use self::lane::{Known, Lanes, Walk};
 pub(crate) use self::promises::Promises;
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
-use crate::filter::{self, how_many};
+use crate::filter;
 use crate::intern::FxMap;
 use crate::place::{Budget, Veto};
 use crate::spec::{NEVER, Time};
@@ -259,7 +259,7 @@ impl Ahead {
             .iter()
             .map(|need| allowed_profiles(cluster, need.class))
             .collect();
-        let mut free = slot.start > self.now && slot.start != NEVER;
+        let mut free = slot.start >= self.now && slot.start != NEVER;
         for (node, n, count) in &slot.places {
             let need = needs[*n as usize];
             let profile = cluster.nodes[*node as usize].profile;
@@ -329,7 +329,7 @@ impl Ahead {
                 break;
             }
             let profile = cluster.nodes[node as usize].profile as usize;
-            let mut cap = how_many(&cluster.profiles.all[profile].capacity, &shape.requests);
+            let mut cap = cluster.profiles.all[profile].how_many(&shape.requests);
             cap = cap.min(need.count);
             for veto in vetoes {
                 if cap > 0 {
@@ -488,7 +488,7 @@ fn allowed_profiles(cluster: &Cluster, class: u32) -> FixedBitSet {
         } else {
             filter::suits(&entry.wants, tolerations, profile)
         };
-        allowed.set(p, suits && filter::fits(&profile.capacity, requests));
+        allowed.set(p, suits && profile.could_hold(requests));
     }
     allowed
 }

@@ -140,6 +140,14 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
     {
         wrong.push("the table of ports in use is not what the tasks hold".into());
     }
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        if !cluster.check_devices(n as u32) {
+            wrong.push(format!(
+                "{}: devices are not what its tasks hold",
+                node.name
+            ));
+        }
+    }
     let mut in_states = 0;
     for state in &cluster.states.live {
         let mut node = cluster.states.head[*state as usize];
@@ -189,6 +197,7 @@ pub fn over_allocated(cluster: &Cluster) -> Vec<NodeId> {
             let leaving = &cluster.leaving[at..at + cluster.stride];
             let mut free = cluster.free(*n).zip(leaving);
             free.any(|((_, free), leaving)| i128::from(free) + leaving < 0)
+                || cluster.devices_over(n.0)
         })
         .collect()
 }

@@ -15,7 +15,9 @@ impl Cluster {
         if state == NONE {
             return false;
         }
-        let fits = self.states.free_of(state).iter().all(|free| *free >= 0);
+        let over = |devices: &super::devices::NodeDevices| devices.over();
+        let fits = self.states.free_of(state).iter().all(|free| *free >= 0)
+            && !self.devices.get(&task.node).is_some_and(over);
         let mut at = task.queue;
         while at != NONE && fits {
             let queue = &self.queues[at as usize];

@@ -3,12 +3,14 @@
 //! All changes are incremental: a task or a node that changes moves one node to another state.
 //! What a trial has placed is undone by releasing it; an overlay is a clone.
 
+pub(crate) mod devices;
 mod leaving;
 mod owners;
 pub(crate) mod profiles;
 pub(crate) mod queues;
 pub(crate) mod states;
 mod tasks;
+mod typical;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,16 +18,19 @@ use std::sync::Arc;
 pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
+use self::devices::NodeDevices;
 use self::owners::{OWNERS_FIRST, Owners};
 use self::profiles::Profiles;
 use self::queues::Queue;
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
+use self::typical::Typical;
 use crate::ahead::Promises;
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::intern::{FxMap, Names};
 use crate::score::UNIT;
+use crate::sequence::Sizes;
 use crate::side::Side;
 use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator, Time};
 
@@ -89,6 +94,11 @@ pub struct Cluster {
     pub(crate) side: Side,
     /// Starts that conservative backfill has promised.
     pub(crate) promises: Promises,
+    /// What came lately.
+    pub(crate) sizes: Sizes,
+    /// Of nodes that have devices, or had when they were last there.
+    pub(crate) devices: FxMap<u32, NodeDevices>,
+    pub(crate) typical: Typical,
 }
 
 impl Default for Cluster {
@@ -125,6 +135,9 @@ impl Cluster {
             ports: FxMap::default(),
             side: Side::default(),
             promises: Promises::default(),
+            sizes: Sizes::default(),
+            devices: FxMap::default(),
+            typical: Typical::default(),
         }
     }
 
@@ -241,6 +254,7 @@ impl Cluster {
         let node = &self.nodes[id as usize];
         if !node.present && node.first_task == NONE {
             self.node_ids.remove(&node.name);
+            self.devices.remove(&id);
             self.unused_nodes.push(id);
         }
     }
@@ -321,7 +335,9 @@ impl Cluster {
                 capacity[r as usize] = (*amount).max(0);
             }
         }
-        let profile = self.profiles.of(&self.nodes[n].spec, capacity.into());
+        let spec = &self.nodes[n].spec;
+        let devices = devices::layout(spec, |name| self.resources.get(name), &mut capacity);
+        let profile = self.profiles.of(spec, capacity.into(), devices);
         self.set_profile(id, profile);
     }
 
@@ -337,6 +353,7 @@ impl Cluster {
             *sum += i128::from(*amount);
         }
         self.profiles.nodes[profile as usize] += 1;
+        self.lay_out(id);
         self.states.detach(id);
         self.attach(id);
     }
@@ -347,7 +364,14 @@ impl Cluster {
         if node.profile == NONE {
             return;
         }
-        let capacity = &self.profiles.all[node.profile as usize].capacity;
+        let profile = &self.profiles.all[node.profile as usize];
+        let capacity = &profile.capacity;
+        let devices = if profile.devices.is_empty() {
+            Box::default()
+        } else {
+            let devices = self.devices.get(&id);
+            devices.map(NodeDevices::sorted).unwrap_or_default()
+        };
         let used = &self.used[id as usize * self.stride..(id as usize + 1) * self.stride];
         // No allocation for the usual width: this runs once per placement.
         let mut small = [0; STRIDE_FIRST];
@@ -363,8 +387,9 @@ impl Cluster {
         }
         let magnitude = &self.magnitude;
         let free = &*free;
-        self.states
-            .attach(id, node.profile, free, || leftover(magnitude, free));
+        self.states.attach(id, node.profile, free, devices, || {
+            leftover(magnitude, free)
+        });
         if self.states.count[self.states.of_node[id as usize] as usize] > 1 {
             self.side.joined(id);
         }
@@ -495,6 +520,7 @@ impl Cluster {
             }
             self.total.fill(0);
             self.profiles.forget();
+            self.typical.forget_profiles();
             for n in 0..self.nodes.len() as u32 {
                 self.nodes[n as usize].profile = NONE;
                 if self.nodes[n as usize].present {

@@ -5,9 +5,14 @@
 //! asks about do not split nodes. When a class asks for a new atom, only the nodes that meet it move
 //! to other profiles.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use super::devices::{self, Layout};
 use super::states::NONE;
+use crate::filter;
 use crate::intern::{FxMap, FxSet};
-use crate::spec::{Expression, NodeSpec, Operator, Taint};
+use crate::spec::{DEVICE, Expression, NodeSpec, Operator, Taint};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Profile {
@@ -19,10 +24,45 @@ pub(crate) struct Profile {
     pub taints: Box<[Taint]>,
     pub ready: bool,
     pub unschedulable: bool,
+    /// Resources that come as devices.
+    pub devices: Box<Layout>,
+}
+
+impl Profile {
+    /// Whether an empty node could hold one task with these requests.
+    pub fn could_hold(&self, requests: &[(u32, i64)]) -> bool {
+        filter::fits(&self.usable(requests), requests)
+    }
+
+    /// How many tasks an empty node could hold.
+    pub fn how_many(&self, requests: &[(u32, i64)]) -> u32 {
+        let most = filter::how_many(&self.capacity, requests);
+        if self.devices.is_empty() {
+            return most;
+        }
+        most.min(devices::room(&self.devices, &self.all_devices(), requests))
+    }
+
+    /// The most that one task with these requests could get of each resource on an empty node.
+    pub fn usable(&self, requests: &[(u32, i64)]) -> Cow<'_, [i64]> {
+        if self.devices.is_empty() {
+            return Cow::Borrowed(&self.capacity);
+        }
+        let mut amounts = self.capacity.to_vec();
+        devices::usable(&self.devices, &self.all_devices(), &mut amounts, requests);
+        Cow::Owned(amounts)
+    }
+
+    fn all_devices(&self) -> Vec<i64> {
+        let count: u32 = self.devices.iter().map(|(_, count)| count).sum();
+        vec![DEVICE; count as usize]
+    }
 }
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Profiles {
+    /// Resources that come, or came, as devices on some node.
+    pub device_resources: BTreeSet<u32>,
     pub all: Vec<Profile>,
     /// Nodes per profile.
     pub nodes: Vec<u32>,
@@ -104,7 +144,7 @@ impl Profiles {
     }
 
     /// The profile of a node; `capacity` is as long as the stride.
-    pub fn of(&mut self, spec: &NodeSpec, capacity: Box<[i64]>) -> u32 {
+    pub fn of(&mut self, spec: &NodeSpec, capacity: Box<[i64]>, devices: Box<Layout>) -> u32 {
         let mut atoms: Vec<u32> = if self.pairs.is_empty() {
             Vec::new()
         } else {
@@ -125,6 +165,7 @@ impl Profiles {
             taints: taints.into(),
             ready: spec.ready,
             unschedulable: spec.unschedulable,
+            devices,
         };
         self.intern(profile)
     }
@@ -146,6 +187,8 @@ impl Profiles {
         }
         let id = self.all.len() as u32;
         debug_assert_ne!(id, NONE);
+        self.device_resources
+            .extend(profile.devices.iter().map(|(r, _)| *r));
         self.all.push(profile.clone());
         self.nodes.push(0);
         self.ids.insert(profile, id);

@@ -368,6 +368,11 @@ impl Cluster {
         self.queues[queue.0 as usize].evictions_left = count;
     }
 
+    /// Number of a queue that was named before.
+    pub fn queue_named(&self, name: &str) -> Option<QueueId> {
+        self.queue_ids.get(name).copied().map(QueueId)
+    }
+
     /// A queue's name.
     pub fn queue_name(&self, queue: QueueId) -> &Arc<str> {
         &self.queues[queue.0 as usize].name

@@ -6,6 +6,13 @@
 //! Every birth is logged, so that per-class indexes catch up with what is new instead of looking
 //! at everything again.
 
+use std::borrow::Cow;
+
+use super::devices::{self, Free};
+use super::profiles::Profile;
+use super::tasks::Counted;
+use crate::filter;
+
 /// No state, no node: the end of a list.
 pub(crate) const NONE: u32 = u32::MAX;
 
@@ -26,6 +33,9 @@ pub(crate) struct States {
     pub count: Vec<u32>,
     pub generation: Vec<u32>,
     pub leftover: Vec<i64>,
+    /// What is free of each device: a number in `device_sets`, 0 for none.
+    devices: Vec<u32>,
+    device_sets: Counted<Free>,
     /// States that have nodes, in no particular order, and where each stands in it.
     pub live: Vec<u32>,
     live_at: Vec<u32>,
@@ -47,6 +57,9 @@ const BIRTHS_SLACK: usize = 1 << 16;
 
 impl States {
     pub fn new(stride: usize) -> Self {
+        let mut device_sets = Counted::default();
+        let (none, _) = device_sets.intern(Free::default());
+        device_sets.keep(none, 1);
         States {
             stride,
             free: Vec::new(),
@@ -55,6 +68,8 @@ impl States {
             count: Vec::new(),
             generation: Vec::new(),
             leftover: Vec::new(),
+            devices: Vec::new(),
+            device_sets,
             live: Vec::new(),
             live_at: Vec::new(),
             dead: Vec::new(),
@@ -71,6 +86,50 @@ impl States {
     pub fn free_of(&self, state: u32) -> &[i64] {
         let at = state as usize * self.stride;
         &self.free[at..at + self.stride]
+    }
+
+    /// What is free of each device, sorted per resource; empty without devices.
+    pub fn devices_of(&self, state: u32) -> &Free {
+        self.device_sets.get(self.devices[state as usize])
+    }
+
+    /// Whether a node of the state holds one task, by amounts and devices.
+    #[inline]
+    pub fn fits(&self, profiles: &[Profile], state: u32, requests: &[(u32, i64)]) -> bool {
+        filter::fits(self.free_of(state), requests)
+            && (self.devices[state as usize] == 0
+                || self.device_room(profiles, state, requests) > 0)
+    }
+
+    /// How many tasks a node of the state holds, by amounts and devices.
+    pub fn room(&self, profiles: &[Profile], state: u32, requests: &[(u32, i64)]) -> u32 {
+        let room = filter::how_many(self.free_of(state), requests);
+        if self.devices[state as usize] == 0 {
+            return room;
+        }
+        room.min(self.device_room(profiles, state, requests))
+    }
+
+    /// The most that one task with these requests could get of each resource now.
+    pub fn usable(
+        &self,
+        profiles: &[Profile],
+        state: u32,
+        requests: &[(u32, i64)],
+    ) -> Cow<'_, [i64]> {
+        let free = self.free_of(state);
+        if self.devices[state as usize] == 0 {
+            return Cow::Borrowed(free);
+        }
+        let layout = &profiles[self.profile[state as usize] as usize].devices;
+        let mut amounts = free.to_vec();
+        devices::usable(layout, self.devices_of(state), &mut amounts, requests);
+        Cow::Owned(amounts)
+    }
+
+    fn device_room(&self, profiles: &[Profile], state: u32, requests: &[(u32, i64)]) -> u32 {
+        let layout = &profiles[self.profile[state as usize] as usize].devices;
+        devices::room(layout, self.devices_of(state), requests)
     }
 
     pub fn is_live(&self, state: StateRef) -> bool {
@@ -122,9 +181,21 @@ impl States {
     }
 
     /// Puts a detached node into the state with this profile and these free amounts.
-    pub fn attach(&mut self, node: u32, profile: u32, free: &[i64], leftover: impl Fn() -> i64) {
+    pub fn attach(
+        &mut self,
+        node: u32,
+        profile: u32,
+        free: &[i64],
+        devices: Free,
+        leftover: impl Fn() -> i64,
+    ) {
         debug_assert_eq!(self.of_node[node as usize], NONE);
-        let state = self.find_or_bear(profile, free, leftover);
+        let set = if devices.is_empty() {
+            0
+        } else {
+            self.device_sets.intern(devices).0
+        };
+        let state = self.find_or_bear(profile, free, set, leftover);
         let (s, n) = (state as usize, node as usize);
         let head = self.head[s];
         self.prev[n] = NONE;
@@ -137,24 +208,37 @@ impl States {
         self.count[s] += 1;
     }
 
-    fn hash(profile: u32, free: &[i64]) -> usize {
-        let mut h: u64 = u64::from(profile).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    fn hash(profile: u32, free: &[i64], devices: u32) -> usize {
+        let mut h: u64 =
+            (u64::from(devices) << 32 | u64::from(profile)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         for amount in free {
             h = (h.rotate_left(5) ^ *amount as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         }
         (h ^ (h >> 32)) as usize
     }
 
-    fn find_or_bear(&mut self, profile: u32, free: &[i64], leftover: impl Fn() -> i64) -> u32 {
+    fn find_or_bear(
+        &mut self,
+        profile: u32,
+        free: &[i64],
+        devices: u32,
+        leftover: impl Fn() -> i64,
+    ) -> u32 {
         let mut mask = self.table.len() - 1;
-        let hash = Self::hash(profile, free);
+        let hash = Self::hash(profile, free, devices);
         let mut at = hash & mask;
         while self.table[at] != NONE {
             let state = self.table[at];
-            if self.profile[state as usize] == profile && self.free_of(state) == free {
+            if self.profile[state as usize] == profile
+                && self.devices[state as usize] == devices
+                && self.free_of(state) == free
+            {
                 return state;
             }
             at = (at + 1) & mask;
+        }
+        if devices != 0 {
+            self.device_sets.keep(devices, 1);
         }
         let state = match self.dead.pop() {
             Some(state) => {
@@ -162,6 +246,7 @@ impl States {
                 let start = s * self.stride;
                 self.free[start..start + self.stride].copy_from_slice(free);
                 self.profile[s] = profile;
+                self.devices[s] = devices;
                 self.head[s] = NONE;
                 self.leftover[s] = leftover();
                 self.live_at[s] = self.live.len() as u32;
@@ -171,6 +256,7 @@ impl States {
                 let state = self.profile.len() as u32;
                 self.free.extend_from_slice(free);
                 self.profile.push(profile);
+                self.devices.push(devices);
                 self.head.push(NONE);
                 self.count.push(0);
                 self.generation.push(0);
@@ -199,11 +285,16 @@ impl States {
         state
     }
 
+    fn hash_of(&self, state: u32) -> usize {
+        let s = state as usize;
+        Self::hash(self.profile[s], self.free_of(state), self.devices[s])
+    }
+
     fn rehash(&mut self, size: usize) {
         self.table = vec![NONE; size];
         for i in 0..self.live.len() {
             let state = self.live[i];
-            let mut at = Self::hash(self.profile[state as usize], self.free_of(state)) & (size - 1);
+            let mut at = self.hash_of(state) & (size - 1);
             while self.table[at] != NONE {
                 at = (at + 1) & (size - 1);
             }
@@ -214,7 +305,7 @@ impl States {
     fn bury(&mut self, state: u32) {
         let s = state as usize;
         let mask = self.table.len() - 1;
-        let mut hole = Self::hash(self.profile[s], self.free_of(state)) & mask;
+        let mut hole = self.hash_of(state) & mask;
         while self.table[hole] != state {
             hole = (hole + 1) & mask;
         }
@@ -222,7 +313,7 @@ impl States {
         let mut at = (hole + 1) & mask;
         while self.table[at] != NONE {
             let other = self.table[at];
-            let home = Self::hash(self.profile[other as usize], self.free_of(other)) & mask;
+            let home = self.hash_of(other) & mask;
             if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
                 self.table[hole] = other;
                 hole = at;
@@ -230,6 +321,9 @@ impl States {
             at = (at + 1) & mask;
         }
         self.table[hole] = NONE;
+        if self.devices[s] != 0 {
+            self.device_sets.drop_one(self.devices[s]);
+        }
         let position = self.live_at[s];
         self.live.swap_remove(position as usize);
         if let Some(moved) = self.live.get(position as usize) {

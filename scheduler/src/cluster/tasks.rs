@@ -16,7 +16,6 @@ pub struct TaskId {
     generation: u32,
 }
 
-#[cfg(test)]
 impl TaskId {
     /// Its place in [`Tasks::slots`].
     pub(crate) fn slot(self) -> u32 {
@@ -31,6 +30,8 @@ pub(crate) struct Task {
     pub queue: u32,
     /// What it was started for and how long it runs: a number in [`Tasks::runs`].
     pub run: u32,
+    /// Which of the node's devices it holds a part of, numbered through; see [`super::devices`].
+    pub devices: u64,
     /// Being evicted: it holds its node until it is released, and its queue no more.
     pub leaving: bool,
     generation: u32,
@@ -302,6 +303,7 @@ impl Cluster {
         let node = std::mem::replace(&mut task.node, NONE);
         let (shape_id, queue, next, prev) = (task.shape, task.queue, task.next, task.prev);
         let (run, leaving) = (task.run, std::mem::take(&mut task.leaving));
+        let held = task.devices;
         if prev == NONE {
             self.nodes[node as usize].first_task = next;
         } else {
@@ -314,6 +316,11 @@ impl Cluster {
         let shape = self.tasks.shapes.get(shape_id);
         let start = node as usize * self.stride;
         self.side.depart(shape.tag, node);
+        if held != 0
+            && let Some(devices) = self.devices.get_mut(&node)
+        {
+            devices.give_back(&shape.requests, held);
+        }
         for (r, amount) in &shape.requests {
             self.used[start + *r as usize] -= i128::from(*amount);
             if leaving {
@@ -382,6 +389,9 @@ impl Cluster {
             *self.ports.entry((node, *port)).or_insert(0) += count;
         }
         self.side.arrive(shape.tag, node, count);
+        let profile = self.nodes[node as usize].profile;
+        let with_devices =
+            profile != NONE && !self.profiles.all[profile as usize].devices.is_empty();
         self.charge(queue, shape_id, run, i64::from(count));
         self.tasks.shapes.keep(shape_id, count);
         self.tasks.runs.keep(run, count);
@@ -395,6 +405,7 @@ impl Cluster {
                 shape: shape_id,
                 queue,
                 run,
+                devices: 0,
                 leaving: false,
                 generation: 0,
                 next,
@@ -418,6 +429,9 @@ impl Cluster {
             }
             self.nodes[node as usize].first_task = slot;
             self.tasks.join_gang(gang, slot);
+            if with_devices {
+                self.tasks.slots[slot as usize].devices = self.take_devices(node, shape_id);
+            }
             if preemptible {
                 self.tasks.enlist(slot);
             }

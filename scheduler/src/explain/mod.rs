@@ -199,7 +199,7 @@ pub fn explain(cluster: &mut Cluster, class: &Class, queue: QueueId, together: u
     }
     out.change = if cluster.queues[queue.0 as usize].spec.is_none() {
         Some(Change::CreateQueue)
-    } else if change.is_none() && !raise.is_empty() {
+    } else if nodes.fitting > 0 && change.is_none() && !raise.is_empty() {
         Some(Change::RaiseQueueLimit(raise))
     } else {
         change

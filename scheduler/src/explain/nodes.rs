@@ -51,7 +51,7 @@ pub(super) fn look_at_nodes(
     for state in &states.live {
         let nodes = states.count[*state as usize];
         let profile = &cluster.profiles.all[states.profile[*state as usize] as usize];
-        let free = states.free_of(*state);
+        let free = &states.usable(&cluster.profiles.all, *state, requests);
         let fits = filter::fits(free, requests);
         let missing: Vec<u32> = entry
             .wants
@@ -84,10 +84,11 @@ pub(super) fn look_at_nodes(
             _ if !affine => {}
             (0, 0) => {
                 candidates = true;
-                could_hold |= filter::fits(&profile.capacity, requests);
-                empty.offer(&profile.capacity, requests);
+                let capacity = &profile.usable(requests);
+                could_hold |= filter::fits(capacity, requests);
+                empty.offer(capacity, requests);
                 for (most, (r, _)) in most.iter_mut().zip(requests) {
-                    *most = (*most).max(profile.capacity[*r as usize]);
+                    *most = (*most).max(capacity[*r as usize]);
                 }
                 if !open {
                     continue;
@@ -220,7 +221,7 @@ pub(super) fn how_many_fit(cluster: &Cluster, id: u32, most: u32) -> u32 {
             .suits
             .contains(states.profile[*state as usize] as usize)
         {
-            let each = filter::how_many(states.free_of(*state), requests);
+            let each = states.room(&cluster.profiles.all, *state, requests);
             fit += u64::from(each) * u64::from(states.count[*state as usize]);
         }
         if fit >= u64::from(most) {

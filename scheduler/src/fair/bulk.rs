@@ -18,7 +18,6 @@ use super::tree::{Source, Tree};
 use crate::classes::ClassEntry;
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
-use crate::filter::how_many;
 use crate::spec::Class;
 
 /// The part of what is its own that one turn gives, as a divisor.
@@ -91,7 +90,7 @@ impl Slots {
         let fit = states.live.iter().map(|state| {
             let profile = states.profile[*state as usize] as usize;
             if entry.suits.contains(profile) {
-                let each = how_many(states.free_of(*state), requests);
+                let each = states.room(&cluster.profiles.all, *state, requests);
                 u64::from(each) * u64::from(states.count[*state as usize])
             } else {
                 0

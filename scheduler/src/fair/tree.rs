@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pub open_weight: u64,
     /// Queues directly below that have no demands.
     idle: Vec<u32>,
+    /// What these hold, and the queue's own tasks if no own work waits, with weights.
+    still: Vec<(Parts, u32)>,
     /// Units, in order, and how many of them are done.
     pub units: Vec<u32>,
     pub at: usize,
@@ -143,6 +145,7 @@ impl Tree {
             open: BTreeSet::new(),
             open_weight: 0,
             idle: Vec::new(),
+            still: Vec::new(),
             units: Vec::new(),
             at: 0,
             key: FIRST,
@@ -207,6 +210,10 @@ impl Tree {
         for n in 0..self.nodes.len() {
             self.nodes[n].open.clear();
             self.nodes[n].open_weight = 0;
+            let node = &self.nodes[n];
+            if node.keyed && matches!(node.source, Source::Below) {
+                self.nodes[n].still = self.still(cluster, node);
+            }
         }
         for n in (0..self.nodes.len() as u32).rev() {
             self.renew(cluster, n);
@@ -330,6 +337,19 @@ impl Tree {
         Parts::new(each.map(|(held, total)| share(*held, *total)).collect())
     }
 
+    /// What is held below a node by those who are not in the tree.
+    fn still(&self, cluster: &Cluster, node: &Node) -> Vec<(Parts, u32)> {
+        let mut children = node.children.iter().map(|c| self.nodes[*c as usize].source);
+        let own = children.any(|source| matches!(source, Source::Own));
+        let own = (!own).then(|| (self.plain(cluster, node.queue, Source::Own), 1));
+        let idle = node.idle.iter().map(|queue| {
+            let spec = cluster.queues[*queue as usize].spec.as_ref();
+            let weight = spec.map_or(1, |s| s.weight.max(1));
+            (self.plain(cluster, *queue, Source::Queue), weight)
+        });
+        own.into_iter().chain(idle).collect()
+    }
+
     /// What those below hold, scaled down to the one that has least.
     fn scaled(&self, cluster: &Cluster, node: &Node, dominant: Option<u32>) -> Parts {
         let children = node.children.iter().map(|c| &self.nodes[*c as usize]);
@@ -346,18 +366,11 @@ impl Tree {
                 }
             }
         };
-        let mut own = false;
         for child in children {
             add(&child.parts, child.weight);
-            own |= matches!(child.source, Source::Own);
         }
-        for queue in &node.idle {
-            let spec = cluster.queues[*queue as usize].spec.as_ref();
-            let weight = spec.map_or(1, |s| s.weight.max(1));
-            add(&self.plain(cluster, *queue, Source::Queue), weight);
-        }
-        if !own {
-            add(&self.plain(cluster, node.queue, Source::Own), 1);
+        for (parts, weight) in &node.still {
+            add(parts, *weight);
         }
         let part = |(part, live): (&u128, &bool)| {
             let part = u64::try_from(*part).unwrap_or(MOST).min(MOST);

@@ -42,6 +42,8 @@ pub(crate) enum Mutant {
     IgnorePort,
     /// Taints are not looked at.
     IgnoreTaint,
+    /// Rules between tasks are not looked at.
+    IgnoreRules,
     /// A queue goes on paying for tasks that are gone.
     KeepCharge,
     /// Of two sisters the one that has more goes first.
@@ -63,7 +65,7 @@ mod on {
 
     use super::Mutant;
 
-    pub(crate) const ALL: [Mutant; 16] = [
+    pub(crate) const ALL: [Mutant; 17] = [
         Mutant::SkipLimit,
         Mutant::PartOfGang,
         Mutant::LoseUndo,
@@ -78,6 +80,7 @@ mod on {
         Mutant::IgnoreReservation,
         Mutant::IgnorePort,
         Mutant::IgnoreTaint,
+        Mutant::IgnoreRules,
         Mutant::KeepCharge,
         Mutant::WrongSister,
     ];

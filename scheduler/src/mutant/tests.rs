@@ -90,6 +90,32 @@ fn ports_and_taints_keep_tasks_away() {
     assert_eq!(decide(&mut c, &[Demand::new(1, class(1), q, 1)]).0, 0);
 }
 
+fn tasks_that_repel_each_other_part() {
+    let (mut c, q) = one_queue(&[], QueueSpec::default());
+    let spec = NodeSpec {
+        labels: BTreeMap::from([("host".to_string(), "a".to_string())]),
+        allocatable: cpu(8),
+        ready: true,
+        ..NodeSpec::default()
+    };
+    c.upsert_node("a", spec);
+    let app = Expression {
+        key: "app".into(),
+        operator: Operator::Exists,
+        values: Vec::new(),
+    };
+    let alone = Class::new(ClassSpec {
+        requests: cpu(1),
+        labels: BTreeMap::from([("app".to_string(), "x".to_string())]),
+        anti_affinity: vec![TaskTerm {
+            topology_key: "host".into(),
+            selector: vec![app],
+        }],
+        ..ClassSpec::default()
+    });
+    assert_eq!(decide(&mut c, &[Demand::new(1, alone, q, 2)]).0, 1);
+}
+
 fn sisters_get_the_same() {
     let queues = [("a", QueueSpec::default()), ("b", QueueSpec::default())];
     let mut c = cluster(&[4], &queues);
@@ -200,10 +226,11 @@ fn job() -> impl Strategy<Value = Job> {
         })
 }
 
-const PROBES: [fn(); 9] = [
+const PROBES: [fn(); 10] = [
     a_limit_is_kept,
     a_gang_is_whole,
     ports_and_taints_keep_tasks_away,
+    tasks_that_repel_each_other_part,
     sisters_get_the_same,
     a_reservation_is_not_delayed,
     victims_are_those_who_may_be,

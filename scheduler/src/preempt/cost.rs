@@ -5,10 +5,7 @@ use crate::cluster::Cluster;
 use crate::score::UNIT;
 use crate::spec::{Run, Time};
 
-/// What an eviction costs besides lost work: the stop, the wait and the new start, in the caller's
-/// unit of time (seconds).
-pub(crate) const RESTART: Time = 30;
-/// Longest lost work that counts, so that sums stay far inside i128 (in seconds: 35,000 years).
+/// Longest lost work that counts, so that sums stay far inside i128 (in milliseconds: 35 years).
 const LOST_MAX: Time = 1 << 40;
 /// Highest rank of a priority above the lowest that may be evicted that still makes a difference.
 const STEPS_MAX: i64 = 1000;
@@ -30,16 +27,22 @@ pub(crate) fn lost(run: &Run, now: Time) -> Time {
     run.lost(now).clamp(0, LOST_MAX)
 }
 
-/// (lost work + [`RESTART`]) × the task's largest part of what all nodes have, in millionths, at
+/// (lost work + restart, at least one) × the task's largest part of what all nodes have, in millionths, at
 /// least one, × (1 + priority above `lowest`).
-pub(crate) fn of(cluster: &Cluster, shape: &Shape, run: &Run, now: Time, lowest: i32) -> i128 {
+pub(crate) fn of(
+    cluster: &Cluster,
+    shape: &Shape,
+    run: &Run,
+    (now, restart): (Time, Time),
+    lowest: i32,
+) -> i128 {
     let part = |(r, amount): &(u32, i64)| {
         let total = cluster.total[*r as usize].max(1);
         i128::from(*amount) * i128::from(UNIT) / total
     };
     let largest = shape.requests.iter().map(part).max().unwrap_or(0);
     let steps = (i64::from(run.priority) - i64::from(lowest)).clamp(0, STEPS_MAX);
-    i128::from(lost(run, now) + RESTART)
+    i128::from(lost(run, now) + restart.clamp(1, LOST_MAX))
         * largest.clamp(1, i128::from(UNIT))
         * i128::from(1 + steps)
 }

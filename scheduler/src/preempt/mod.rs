@@ -48,6 +48,8 @@ pub(crate) struct Want<'a> {
     /// Who pays.
     pub queue: u32,
     pub priority: i32,
+    /// [`crate::Options::restart`].
+    pub restart: Time,
     pub demand: &'a Demand,
 }
 

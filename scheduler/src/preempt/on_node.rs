@@ -34,12 +34,18 @@ impl Search<'_> {
 
     /// The same of the node, without evicting anybody; ports included.
     pub fn fits_now(&self, node: u32) -> u32 {
-        let n = self.fits(&self.room(node));
+        let n = self.fits(&self.room(node)).min(self.device_room(node, &[]));
         if self.shape.ports.is_empty() {
             return n;
         }
         let mut staying = self.cluster.slots_on(node).filter(|s| !self.leaves(*s));
         u32::from(n > 0 && !staying.any(|slot| self.holds_port(slot)))
+    }
+
+    /// How many tasks the node's devices hold once those that leave, and these units, are gone.
+    fn device_room(&self, node: u32, units: &[&Unit]) -> u32 {
+        let go = |slot| self.leaves(slot) || units.iter().any(|u| u.slots.contains(&slot));
+        self.cluster.device_room(node, &self.shape.requests, go)
     }
 
     pub fn leaves(&self, slot: u32) -> bool {
@@ -60,7 +66,7 @@ impl Search<'_> {
             self.cluster,
             shape,
             tasks.runs.get(task.run),
-            self.now,
+            (self.now, self.want.restart),
             lowest,
         )
     }
@@ -128,7 +134,9 @@ impl Search<'_> {
                 *room += freed;
             }
         }
-        let mut most = self.fits(&room).min(self.left);
+        let all: Vec<&Unit> = units.iter().collect();
+        let devices = self.device_room(node, &all);
+        let mut most = self.fits(&room).min(devices).min(self.left);
         if !self.shape.ports.is_empty() {
             most = most.min(1);
         }
@@ -192,7 +200,10 @@ impl Search<'_> {
             .zip(&self.shape.requests)
             .map(|(room, (_, amount))| i128::from(*amount) * i128::from(count) - room)
             .collect();
-        let (cost, chosen) = cover(&lack, units)?;
+        let (mut cost, mut chosen) = cover(&lack, units)?;
+        if self.cluster.devices.contains_key(&node) {
+            (cost, chosen) = self.whole_devices(node, count, units, chosen)?;
+        }
         let units: Vec<Unit> = chosen.iter().map(|u| units[*u].clone()).collect();
         for unit in &units {
             for (room, freed) in room.iter_mut().zip(&unit.frees) {
@@ -201,10 +212,49 @@ impl Search<'_> {
         }
         Some(Move {
             node,
-            count: self.fits(&room).clamp(count, most),
+            count: (self
+                .fits(&room)
+                .min(self.device_room(node, &units.iter().collect::<Vec<_>>())))
+            .clamp(count, most),
             cost,
             units,
         })
+    }
+
+    /// Amounts that units free may lie on parts of devices: adds units, cheapest first, until the
+    /// devices hold the tasks, and drops those that then turn out not to be needed, dearest first.
+    fn whole_devices(
+        &self,
+        node: u32,
+        count: u32,
+        units: &[Unit],
+        mut chosen: Vec<usize>,
+    ) -> Option<(i128, Vec<usize>)> {
+        let fits = |chosen: &[usize]| {
+            let gone: Vec<&Unit> = chosen.iter().map(|u| &units[*u]).collect();
+            self.device_room(node, &gone) >= count
+        };
+        if !fits(&chosen) {
+            let must = chosen.clone();
+            let mut others: Vec<usize> = (0..units.len()).filter(|u| !must.contains(u)).collect();
+            others.sort_by_key(|u| (units[*u].cost, units[*u].slots[0]));
+            for other in &others {
+                chosen.push(*other);
+                if fits(&chosen) {
+                    break;
+                }
+            }
+            if !fits(&chosen) {
+                return None;
+            }
+            for other in others.iter().rev() {
+                let without: Vec<usize> = chosen.iter().copied().filter(|u| u != other).collect();
+                if without.len() < chosen.len() && fits(&without) {
+                    chosen = without;
+                }
+            }
+        }
+        Some((chosen.iter().map(|u| units[*u].cost).sum(), chosen))
     }
 
     /// How many of `want` every rule about the node and about tasks there allows; `None` for none.

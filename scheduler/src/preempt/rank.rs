@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Want;
-use super::cost::{self, RESTART};
+use super::cost;
 use crate::cluster::Cluster;
 use crate::fair::reclaim::{could_reclaim, may_reclaim};
 use crate::intern::FxMap;
@@ -134,23 +134,24 @@ impl Rank {
             Some(Order::Priority) => lower,
             Some(Order::Fair) => lower && run.owner == demand.owner,
             Some(Order::ShortestRemainingTimeFirst) => {
-                run.priority <= want.priority && gains(demand.run, run, now)
+                run.priority <= want.priority && gains(want, run, now)
             }
             _ => false,
         }
     }
 }
 
-/// Whether a task that runs for `short` may take the place of one that remains for longer: by more
-/// than the work that is lost and the restart.
-fn gains(short: Time, run: &Run, now: Time) -> bool {
+/// Whether a task may take the place of one that remains for longer: by more than the work that is
+/// lost and the restart.
+fn gains(want: &Want<'_>, run: &Run, now: Time) -> bool {
     let remains = if run.end == NEVER {
         NEVER
     } else {
         run.end.saturating_sub(now)
     };
-    short
+    want.demand
+        .run
         .saturating_add(cost::lost(run, now))
-        .saturating_add(RESTART)
+        .saturating_add(want.restart)
         < remains
 }

@@ -15,7 +15,6 @@ use super::{Eviction, Want};
 use crate::classes::Shape;
 use crate::cluster::states::NONE;
 use crate::cluster::{Cluster, TaskId};
-use crate::filter::fits;
 use crate::place::{Budget, Veto};
 use crate::side::rules::Rules;
 use crate::spec::Time;
@@ -282,10 +281,7 @@ impl<'a> Search<'a> {
             && self.cluster.classes.all[self.want.class as usize]
                 .suits
                 .contains(profile as usize)
-            && fits(
-                &self.cluster.profiles.all[profile as usize].capacity,
-                &self.shape.requests,
-            )
+            && self.cluster.profiles.all[profile as usize].could_hold(&self.shape.requests)
     }
 
     /// Whether nodes of this state hold a task of the class as they are.
@@ -295,7 +291,7 @@ impl<'a> Search<'a> {
         self.cluster.classes.all[self.want.class as usize]
             .suits
             .contains(profile)
-            && fits(states.free_of(state), &self.shape.requests)
+            && states.fits(&self.cluster.profiles.all, state, &self.shape.requests)
     }
 
     /// Lets the units leave and takes the room; false, and nothing done, when something may not be

@@ -13,6 +13,7 @@ use crate::place::Budget;
 use crate::spec::{Class, ClassSpec, Demand, NodeSpec, QueueSpec, Run, Time};
 
 const NOW: Time = 1000;
+const RESTART: Time = 30;
 
 fn amounts(cpu: i64, memory: i64) -> BTreeMap<String, i64> {
     BTreeMap::from([("cpu".to_string(), cpu), ("memory".to_string(), memory)])
@@ -147,7 +148,7 @@ fn make(case: &Case) -> Made {
     let (cpu, memory, port, count) = case.want;
     let demand = Demand {
         priority: PRIORITY,
-        ..Demand::new(1000, class(cpu, memory, port), queue, count)
+        ..Demand::new(u64::MAX, class(cpu, memory, port), queue, count)
     };
     Made {
         cluster,
@@ -163,6 +164,7 @@ fn ask(cluster: &mut Cluster, demand: &Demand, most: u32) -> Option<Eviction> {
         count: demand.count,
         queue: demand.queue.0,
         priority: demand.priority,
+        restart: RESTART,
         demand,
     };
     let mut budget = Budget {
@@ -170,6 +172,49 @@ fn ask(cluster: &mut Cluster, demand: &Demand, most: u32) -> Option<Eviction> {
         spent: 0,
     };
     victims(cluster, &want, NOW, most, &mut budget, &[])
+}
+
+#[test]
+fn work_is_bounded() {
+    let task = |node, preemptible| Running {
+        node,
+        cpu: 4,
+        memory: 0,
+        port: false,
+        priority: 0,
+        age: 1,
+        preemptible,
+        gang: 0,
+        leaving: false,
+    };
+    let spent = |preemptible, left| {
+        let case = Case {
+            nodes: vec![(4, 4); 1000],
+            limit: None,
+            running: (0..1000).map(|n| task(n, preemptible)).collect(),
+            want: (4, 0, false, 1000),
+        };
+        let Made {
+            mut cluster,
+            demand,
+            ..
+        } = make(&case);
+        let want = Want {
+            class: cluster.class(&demand.class),
+            count: demand.count,
+            queue: demand.queue.0,
+            priority: demand.priority,
+            restart: RESTART,
+            demand: &demand,
+        };
+        let mut budget = Budget { left, spent: 0 };
+        let found = victims(&mut cluster, &want, NOW, u32::MAX, &mut budget, &[]);
+        (found.is_some(), budget.spent)
+    };
+    assert_eq!(spent(false, u64::MAX), (false, 0), "there is nobody");
+    assert!(spent(true, u64::MAX).0);
+    let (found, units) = spent(true, 100);
+    assert!(!found && units < 400, "{units} units");
 }
 
 /// Lets the victims leave and charges the tasks.
@@ -199,7 +244,7 @@ fn prices(made: &Made) -> Vec<Option<i128>> {
             let shape = made.cluster.tasks.slots[id.slot() as usize].shape;
             let shape = made.cluster.tasks.shapes.get(shape);
             let run = made.cluster.run_of(*id).unwrap();
-            cost::of(&made.cluster, shape, run, NOW, lowest)
+            cost::of(&made.cluster, shape, run, (NOW, RESTART), lowest)
         })
     };
     made.tasks.iter().map(price).collect()

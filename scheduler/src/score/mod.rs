@@ -3,8 +3,11 @@
 //! A score depends only on the node state and the class, so it is computed once per state, not per node.
 
 mod binpack;
+pub(crate) mod fragmentation;
 mod spread;
 
+use self::fragmentation::Outlook;
+use crate::cluster::devices::Layout;
 use crate::spec::Policy;
 
 /// About one part in a million: the unit of normalised amounts.
@@ -16,6 +19,14 @@ pub struct StateView<'a> {
     pub free: &'a [i64],
     /// Amounts in all.
     pub capacity: &'a [i64],
+    /// What is free of each device, sorted per resource.
+    pub devices: &'a [i64],
+    /// Resources that come as devices, and how many.
+    pub(crate) layout: &'a Layout,
+    /// Number of the node's profile.
+    pub(crate) profile: usize,
+    /// What the workload typically asks for.
+    pub(crate) outlook: &'a Outlook,
     /// Sum over resources of the free amount in units of the largest node's ([`UNIT`] = all of it):
     /// a class-independent measure of what would be left over.
     pub leftover: i64,
@@ -28,6 +39,8 @@ pub enum Fill {
     Deep,
     /// One per node, then look again: an emptier node is always better.
     Level,
+    /// One on one node, then look again: what is best may change with every task.
+    Single,
 }
 
 /// A placement policy.
@@ -41,7 +54,8 @@ pub trait Score: Sync {
 /// The registry.
 pub fn of(policy: Policy) -> &'static dyn Score {
     match policy {
-        Policy::BinPack | Policy::Fragmentation => &binpack::BinPack,
+        Policy::BinPack => &binpack::BinPack,
+        Policy::Fragmentation => &fragmentation::Fragmentation,
         Policy::Spread => &spread::Spread,
     }
 }

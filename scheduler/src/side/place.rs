@@ -13,7 +13,6 @@ use super::rules::{Room, Rules};
 use crate::classes::Shape;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::filter::how_many;
 use crate::index::{Entry, Index};
 use crate::place::{Ask, Budget, Rater, SCAN_TASKS_MAX, Veto, allowed, take_index};
 use crate::score::{self, Fill};
@@ -120,13 +119,12 @@ pub(crate) fn place(
             break;
         };
         budget.spend(1);
-        let free = cluster
-            .states
-            .free_of(cluster.states.of_node[node as usize]);
-        let fits = how_many(free, &shape.requests);
+        let state = cluster.states.of_node[node as usize];
+        let profiles = &cluster.profiles.all;
+        let fits = cluster.states.room(profiles, state, &shape.requests);
         let want = match policy.fill() {
             Fill::Deep => fits,
-            Fill::Level => fits.min(1),
+            Fill::Level | Fill::Single => fits.min(1),
         };
         if want == 0 {
             continue;

@@ -8,6 +8,7 @@ use super::Side;
 use super::terms::Term;
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
+use crate::mutant::{Mutant, mutant};
 
 /// What the rules say of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,7 @@ impl Rules {
             && rules.repels.is_empty()
             && rules.repelled.is_empty()
             && rules.spread.is_empty();
-        (!free).then_some(rules)
+        (!free && !mutant(Mutant::IgnoreRules)).then_some(rules)
     }
 
     pub fn spreads(&self) -> bool {

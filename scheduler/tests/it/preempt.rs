@@ -25,7 +25,11 @@ fn urgent(c: &mut Cluster, queue: &str, amount: i64, count: u32) -> Demand {
 
 /// One cycle at time 100: who is evicted, and how many are placed.
 fn decide(c: &mut Cluster, demands: &[Demand]) -> (BTreeSet<TaskId>, usize) {
-    let outcome = cycle(c, demands, 100, Options::default());
+    let options = Options {
+        restart: 30,
+        ..Options::default()
+    };
+    let outcome = cycle(c, demands, 100, options);
     assert_eq!(check(c), Vec::<String>::new());
     assert_eq!(over_allocated(c), []);
     let evicted = outcome.evictions.iter().map(|e| e.task).collect();

@@ -332,17 +332,21 @@ proptest! {
     }
 }
 
+fn node(zone: &str, cpu: i64) -> NodeSpec {
+    NodeSpec {
+        labels: map(&[("zone", zone)]),
+        allocatable: BTreeMap::from([("cpu".to_string(), cpu)]),
+        ready: true,
+        ..NodeSpec::default()
+    }
+}
+
+/// A roomy node in each of these zones.
 fn story(zones: &[&str]) -> Cluster {
     let mut cluster = Cluster::new();
     cluster.set_queue("q", Some(QueueSpec::default()));
     for (i, zone) in zones.iter().enumerate() {
-        let spec = NodeSpec {
-            labels: map(&[("zone", zone)]),
-            allocatable: BTreeMap::from([("cpu".to_string(), 1000)]),
-            ready: true,
-            ..NodeSpec::default()
-        };
-        cluster.upsert_node(&format!("n{i}"), spec);
+        cluster.upsert_node(&format!("n{i}"), node(zone, 1000));
     }
     cluster
 }
@@ -406,15 +410,7 @@ fn a_thousand_tasks_over_three_zones_fill_one_node_in_each() {
 #[test]
 fn a_soft_spread_goes_on_where_there_is_room() {
     let mut cluster = story(&["a", "b"]);
-    cluster.upsert_node(
-        "n1",
-        NodeSpec {
-            labels: map(&[("zone", "b")]),
-            allocatable: BTreeMap::from([("cpu".to_string(), 3)]),
-            ready: true,
-            ..NodeSpec::default()
-        },
-    );
+    cluster.upsert_node("n1", node("b", 3));
     let spread = |required| ClassSpec {
         spread: vec![Spread {
             term: of_app("zone", "web"),
@@ -433,6 +429,7 @@ fn a_soft_spread_goes_on_where_there_is_room() {
 #[test]
 fn who_is_repelled_by_what_runs_stays_away_without_a_rule_of_its_own() {
     let mut cluster = story(&["a", "b"]);
+    cluster.upsert_node("small", node("a", 5));
     let class = ClassSpec {
         anti_affinity: vec![of_app("zone", "noisy")],
         ..app("quiet")
@@ -445,7 +442,8 @@ fn who_is_repelled_by_what_runs_stays_away_without_a_rule_of_its_own() {
     cluster.remove_node("n1");
     assert_eq!(run(&mut cluster, app("noisy"), 3), counts(&[]));
     assert!(cluster.release(quiet));
-    assert_eq!(run(&mut cluster, app("noisy"), 3), counts(&[("n0", 3)]));
+    let all = counts(&[("n0", 1000), ("small", 5)]);
+    assert_eq!(run(&mut cluster, app("noisy"), 1005), all);
 }
 
 #[test]
@@ -467,4 +465,28 @@ fn the_first_of_a_kind_chooses_where_all_go() {
         Blocker::AntiAffinity { nodes: used },
     ];
     assert_eq!(why.blockers, both);
+}
+
+#[test]
+fn a_node_that_becomes_like_those_shut_before_is_found() {
+    let mut cluster = story(&[]);
+    for name in ["n0", "n1", "n2"] {
+        cluster.upsert_node(name, node("a", 2));
+    }
+    let queue = cluster.queue("q");
+    let mut other = || {
+        let class = Class::new(app("other"));
+        cluster.bind("n2", queue, &class, Run::since(0))
+    };
+    let (_, second) = (other(), other());
+    let class = ClassSpec {
+        anti_affinity: vec![of_app(HOST, "web")],
+        ..app("web")
+    };
+    let mut placed = run(&mut cluster, class.clone(), 1);
+    placed.extend(run(&mut cluster, class.clone(), 3));
+    assert_eq!(placed, counts(&[("n0", 1), ("n1", 1)]));
+    // It has now as much free as the two that the class is kept from, and is in their state.
+    assert!(cluster.release(second));
+    assert_eq!(run(&mut cluster, class, 1), counts(&[("n2", 1)]));
 }

@@ -276,12 +276,13 @@ fn only_what_ends_in_time_passes_the_first_that_waits() {
         whole(&mut c, 2, 1, 51),
         whole(&mut c, 3, 1, 50),
     ];
+    let late = cycle(&mut c.clone(), &demands[..2], 0, Options::default());
+    assert_eq!(late.waiting[1].cause, Cause::Reserved);
     let outcome = cycle(&mut c, &demands, 0, Options::default());
     let placed: Vec<u32> = outcome.placements.iter().map(|p| p.demand).collect();
     assert_eq!(placed, [2]);
     let at: Vec<_> = outcome.reservations.iter().map(|r| r.start).collect();
     assert_eq!(at, [50]);
-    assert_eq!(outcome.waiting[1].cause, Cause::Reserved);
     assert_eq!(check(&c), Vec::<String>::new());
 }
 

@@ -68,6 +68,10 @@ pub fn live(jobs: &[Job]) {
     let queues: Vec<_> = QUEUES.into_iter().zip(specs).collect();
     let mut c = cluster(&[4, 4, 6], &queues);
     let ids: Vec<QueueId> = QUEUES.iter().map(|q| c.queue(q)).collect();
+    let options = Options {
+        restart: 30,
+        ..Options::default()
+    };
     let mut history = History::new(200);
     let mut held: BTreeMap<(u64, u32), Held> = BTreeMap::new();
     let mut done: BTreeSet<(u64, u32)> = BTreeSet::new();
@@ -137,7 +141,7 @@ pub fn live(jobs: &[Job]) {
                 ..Demand::new(id, class(job.amount), ids[job.queue], waiting)
             });
         }
-        let outcome = cycle(&mut c, &demands, now, Options::default());
+        let outcome = cycle(&mut c, &demands, now, options);
         wrong.extend(check(&c));
         let placed_for: BTreeSet<u32> = outcome.placements.iter().map(|p| p.demand).collect();
         // Of a gang that runs, those that are not done are there.

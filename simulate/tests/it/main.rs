@@ -5,5 +5,6 @@
 mod events;
 mod quality;
 mod readers;
+mod reference;
 mod stories;
 mod tools;

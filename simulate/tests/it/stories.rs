@@ -2,6 +2,7 @@
 
 use rota_simulate::{Estimates, Settings, run};
 
+use crate::reference;
 use crate::tools::{cpus, settings, starts, swf};
 
 #[test]
@@ -78,5 +79,68 @@ fn the_same_run_twice_is_the_same_to_the_byte() {
     };
     for order in rota_simulate::ORDERS {
         assert_eq!(log(order.name), log(order.name));
+    }
+}
+
+#[test]
+fn easy_lets_through_what_delays_nobody_first() {
+    // Four processors. Job 2 needs all, from 100 on. Job 3 is over by then and may overtake it;
+    // job 4 is not, though it would fit now. Job 5 ends before its user said, which nobody knew.
+    let trace = swf(&[
+        (0, 100, 3, 100),
+        (1, 50, 4, 50),
+        (2, 30, 1, 98),
+        (2, 60, 1, 99),
+        (40, 1, 1, 200),
+    ]);
+    assert_eq!(
+        starts(&trace, 4, &settings("easy")),
+        [Some(0), Some(100), Some(2), Some(150), Some(150)]
+    );
+    let exact = Settings {
+        estimates: Estimates::Exact,
+        ..settings("easy")
+    };
+    // With the truth known, job 4 fits behind job 3, and job 5 behind that.
+    assert_eq!(
+        starts(&trace, 4, &exact),
+        [Some(0), Some(100), Some(2), Some(32), Some(92)]
+    );
+}
+
+#[test]
+fn run_times_are_learnt_from_what_ended() {
+    // The user says 1000 s and runs 10 s, so that after a while his jobs overtake.
+    let mut jobs: Vec<_> = (0..20).map(|i| (i * 10, 10, 1, 1000)).collect();
+    jobs.extend([(300, 100, 1, 100), (301, 10, 2, 1000), (302, 10, 1, 1000)]);
+    let trace = swf(&jobs);
+    let last = |estimates| {
+        let settings = Settings {
+            estimates,
+            ..settings("easy")
+        };
+        starts(&trace, 2, &settings)[22]
+    };
+    assert_eq!(last(Estimates::User), Some(410));
+    assert_eq!(last(Estimates::Learnt), Some(302));
+}
+
+#[test]
+fn easy_does_what_a_naive_program_does() {
+    for seed in 1..=40 {
+        // Any odd multipliers give workloads that are crowded and varied enough.
+        let jobs: Vec<_> = (0..60)
+            .map(|i| {
+                let x = (i * 7919 + seed * 104_729) % 9973;
+                let run = 1 + x % 61;
+                (i * 6 + x % 13, run, 1 + (x % 7) as u32, run + x % 29)
+            })
+            .collect();
+        let trace = swf(&jobs);
+        let naive: Vec<_> = reference::easy(&trace, 8)
+            .into_iter()
+            .map(|start| Some(start / 1000))
+            .collect();
+        assert!(starts(&trace, 8, &settings("easy")) == naive, "seed {seed}");
     }
 }

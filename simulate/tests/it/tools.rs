@@ -25,11 +25,12 @@ pub fn read(kind: &str, text: &str, n: u32) -> (Trace, Nodes) {
     (trace, nodes)
 }
 
-/// Lines of a standard workload: (submit, run, processors, requested time).
+/// Lines of a standard workload: (submit, run, processors, requested time). Jobs with the same
+/// requested time run the same program.
 pub fn swf(jobs: &[(i64, i64, u32, i64)]) -> Trace {
     let line = |(i, (submit, run, size, limit)): (usize, &(i64, i64, u32, i64))| {
         format!(
-            "{} {submit} -1 {run} {size} -1 -1 {size} {limit} -1 1 1 1 1 1 1 -1 -1\n",
+            "{} {submit} -1 {run} {size} -1 -1 {size} {limit} -1 1 1 1 {limit} 1 1 -1 -1\n",
             i + 1
         )
     };

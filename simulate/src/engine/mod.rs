@@ -1,100 +1,27 @@
 //! The event loop: ends, changes of the cluster, and submissions, in order of virtual time, with a
 //! scheduling cycle after all that happens in one millisecond.
 
+mod foretell;
+mod life;
+mod record;
+mod scene;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
 use rota_scheduler::{
-    Class, Cluster, Demand, NEVER, Options, Placement, Policy, QueueId, QueueSpec, TaskId, Time,
+    Class, Cluster, Demand, NEVER, NodeId, NodeSpec, Options, QueueId, QueueSpec, TaskId, Time,
     cycle,
 };
 
+use self::foretell::{Foresight, Said};
+pub use self::record::{Estimates, Fate, Record, Run, Settings};
 use crate::account::{Account, dominant};
 use crate::measures::{Measures, Totals};
 use crate::nodes::Nodes;
-use crate::order::{Backfilling, Preset};
+use crate::order::Backfilling;
 use crate::trace::events::{self, Event, Kind};
 use crate::trace::{Change, Job, Trace};
-
-/// Where the scheduler's idea of run times comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Estimates {
-    /// From the limit that the user gave; nothing is known without one.
-    #[default]
-    User,
-    /// From what really happens.
-    Exact,
-}
-
-/// The rules of a simulation.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Who goes first, and what may overtake.
-    pub preset: Preset,
-    /// Where tasks go.
-    pub policy: Policy,
-    /// What is known of run times.
-    pub estimates: Estimates,
-    /// Milliseconds of work between two checkpoints; 0: an evicted task begins anew.
-    pub checkpoint: Time,
-    /// Whether queues that come with the trace keep their own order, backfill and policy.
-    pub keep_queues: bool,
-    /// Whether to write an event log.
-    pub log: bool,
-}
-
-/// How a job fared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// Some of its tasks have not started.
-    Waiting,
-    /// All of its tasks have started, and some run.
-    Running,
-    /// All of its tasks ended.
-    Completed,
-    /// It would never fit, or did not at once and would not wait.
-    Rejected,
-    /// Its user gave it up.
-    Cancelled,
-}
-
-/// What became of a job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Record {
-    /// Its name.
-    pub id: String,
-    /// Tasks.
-    pub tasks: u32,
-    /// When it came.
-    pub submit: Time,
-    /// When its first task started for the first time.
-    pub start: Option<Time>,
-    /// When its last task ended.
-    pub end: Option<Time>,
-    /// How long it waited before its first start, and again after evictions.
-    pub waited: Time,
-    /// How long its longest task runs without disturbance.
-    pub run: Time,
-    /// How it fared.
-    pub fate: Fate,
-    /// Evictions of its tasks.
-    pub evictions: u32,
-    /// Nodes by name in order of first use, at its latest start.
-    pub nodes: Vec<String>,
-    /// Mean of the load (at least 1) over the time it was there.
-    pub load: f64,
-}
-
-/// The result.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// In the order of the trace's jobs.
-    pub records: Vec<Record>,
-    /// The sums.
-    pub measures: Measures,
-    /// What happened, when [`Settings::log`] asks for it.
-    pub log: Vec<Event>,
-}
 
 /// Plays the trace.
 pub fn run(trace: &Trace, nodes: &Nodes, settings: &Settings) -> Run {
@@ -110,6 +37,8 @@ struct State {
     record: Record,
     queue: QueueId,
     owner: usize,
+    /// Number of its owner and app together.
+    kind: u64,
     /// Dominant share of one task.
     share: i64,
     /// Tasks from this index on have never started.
@@ -121,6 +50,7 @@ struct State {
     since: Time,
     /// [`Account::load_time`] when it came.
     load_before: f64,
+    said: Option<Said>,
 }
 
 impl State {
@@ -133,6 +63,7 @@ impl State {
 struct Task {
     job: usize,
     index: u32,
+    node: NodeId,
     start: Time,
     /// Work done before this start.
     done: Time,
@@ -147,8 +78,13 @@ struct Sim<'a> {
     fits: HashMap<(Class, u32, QueueId), bool>,
     queues: HashMap<String, QueueId>,
     owners: HashMap<&'a str, usize>,
+    kinds: HashMap<(&'a str, &'a str), u64>,
+    learnt: rota_scheduler::estimate::Estimates,
+    foresight: Foresight,
     resources: Vec<String>,
-    devices: HashSet<String>,
+    devices: BTreeSet<String>,
+    /// The nodes that are there.
+    specs: BTreeMap<String, NodeSpec>,
     states: Vec<State>,
     /// Numbers of jobs with tasks to start, in order of submission.
     waiting: Vec<usize>,
@@ -171,8 +107,12 @@ impl<'a> Sim<'a> {
             fits: HashMap::new(),
             queues: HashMap::new(),
             owners: HashMap::new(),
+            kinds: HashMap::new(),
+            learnt: rota_scheduler::estimate::Estimates::new(),
+            foresight: Foresight::new(),
             resources: Vec::new(),
-            devices: HashSet::new(),
+            devices: BTreeSet::new(),
+            specs: BTreeMap::new(),
             states: Vec::with_capacity(trace.jobs.len()),
             waiting: Vec::new(),
             tasks: BTreeMap::new(),
@@ -233,6 +173,9 @@ impl<'a> Sim<'a> {
             self.next_job += 1;
         }
         self.schedule(now);
+        if self.next_job == self.trace.jobs.len() && self.totals.fragmentation.is_none() {
+            self.totals.fragmentation = Some(self.fragmentation());
+        }
     }
 
     fn submit(&mut self, now: Time, job: &'a Job) {
@@ -240,6 +183,8 @@ impl<'a> Sim<'a> {
         let queue = self.queue(now, &job.queue);
         let owners = self.owners.len();
         let owner = *self.owners.entry(&job.owner).or_insert(owners);
+        let kinds = self.kinds.len() as u64;
+        let kind = *self.kinds.entry((&job.owner, &job.app)).or_insert(kinds);
         let share = dominant(&self.cluster, job.class.spec());
         let longest = (0..job.runs.len() as u32).map(|i| job.run(i)).max();
         let mut state = State {
@@ -254,16 +199,19 @@ impl<'a> Sim<'a> {
                 fate: Fate::Waiting,
                 evictions: 0,
                 nodes: Vec::new(),
+                forecast: None,
                 load: 1.0,
             },
             queue,
             owner,
+            kind,
             share,
             fresh: 0,
             again: BTreeMap::new(),
             running: 0,
             since: now,
             load_before: self.account.load_time(),
+            said: None,
         };
         if self.settings.log {
             let submit = events::submitted(job);
@@ -335,8 +283,10 @@ impl<'a> Sim<'a> {
                     }
                 }
                 self.devices.extend(spec.devices.iter().cloned());
+                self.specs.insert(name.clone(), spec.clone());
             }
             Change::NodeGone(name) => {
+                self.specs.remove(name);
                 if let Some(node) = self.cluster.node(name) {
                     let lost: Vec<TaskId> = self.cluster.tasks_on(node).collect();
                     self.cluster.remove_node(name);
@@ -376,11 +326,13 @@ impl<'a> Sim<'a> {
                     break;
                 }
             }
+            self.drop_impatient();
         } else if !self.waiting.is_empty() {
             let waiting = self.waiting.clone();
             self.decide(now, &waiting);
+            self.drop_impatient();
+            self.foretell(now);
         }
-        self.drop_impatient();
     }
 
     /// Of what a task did since its start, what an eviction now does not lose.
@@ -390,6 +342,20 @@ impl<'a> Sim<'a> {
             0 => 0,
             every => ran - ran % every,
         }
+    }
+
+    /// Asks when those will start that wait since this cycle.
+    fn foretell(&mut self, now: Time) {
+        let waits = |job: &usize| self.states[*job].record.start.is_none();
+        let waiting: Vec<usize> = self.waiting.iter().copied().filter(waits).collect();
+        let new = |job: &usize| self.states[*job].record.forecast.is_none();
+        if !waiting.iter().any(new) {
+            return;
+        }
+        let demands: Vec<Demand> = waiting.iter().map(|job| self.demand(*job)).collect();
+        let states = &mut self.states;
+        self.foresight
+            .look(&mut self.cluster, now, &waiting, &demands, states);
     }
 
     fn decide(&mut self, now: Time, jobs: &[usize]) {
@@ -409,12 +375,20 @@ impl<'a> Sim<'a> {
         });
     }
 
+    /// How long a task of the job runs likely and almost surely.
+    fn predict(&self, job: &Job, kind: u64) -> (Time, Time) {
+        let limit = (job.limit != NEVER).then_some(job.limit);
+        let estimate = self.learnt.predict(kind, limit);
+        estimate.map_or((job.limit, job.limit), |e| (e.p50, e.p95))
+    }
+
     fn demand(&self, number: usize) -> Demand {
         let job = &self.trace.jobs[number];
         let state = &self.states[number];
-        let promised = match self.settings.estimates {
-            Estimates::User => job.limit,
-            Estimates::Exact => state.record.run,
+        let (likely, surely) = match self.settings.estimates {
+            Estimates::User => (job.limit, job.limit),
+            Estimates::Learnt => self.predict(job, state.kind),
+            Estimates::Exact => (state.record.run, state.record.run),
         };
         // What is left of the task that has most to do.
         let done = if state.fresh < job.count {
@@ -422,17 +396,19 @@ impl<'a> Sim<'a> {
         } else {
             state.again.values().copied().min().unwrap_or(0)
         };
-        let run = if promised == NEVER {
-            NEVER
-        } else {
-            (promised - done).max(1)
+        let left = |run: Time| {
+            if run == NEVER {
+                NEVER
+            } else {
+                (run - done).max(1)
+            }
         };
         Demand {
             owner: state.owner as u64,
             priority: job.priority,
             created: job.submit,
-            run,
-            run_max: run,
+            run: left(likely),
+            run_max: left(surely),
             gang: if job.min > 0 { number as u64 + 1 } else { 0 },
             min: job.min.saturating_sub(state.running).min(state.waiting()),
             preemptible: self.settings.preset.preemptive,
@@ -444,189 +420,6 @@ impl<'a> Sim<'a> {
                 state.waiting(),
             )
         }
-    }
-
-    fn start(&mut self, now: Time, number: usize, placement: &Placement) {
-        let job = &self.trace.jobs[number];
-        let state = &mut self.states[number];
-        let (index, done) = state.again.pop_first().unwrap_or_else(|| {
-            state.fresh += 1;
-            (state.fresh - 1, 0)
-        });
-        if state.running == 0 {
-            state.record.waited += now - state.since;
-            state.record.nodes.clear();
-        }
-        state.running += 1;
-        state.record.start.get_or_insert(now);
-        if state.waiting() == 0 {
-            state.record.fate = Fate::Running;
-        }
-        let node = self.cluster.node_name(placement.node);
-        if state.record.nodes.last().map(String::as_str) != Some(node) {
-            state.record.nodes.push(node.to_string());
-        }
-        self.account.used(state.owner, state.share);
-        self.account.hold(job.class.spec(), 1);
-        let run = job.run(index);
-        if run != NEVER {
-            let end = now + (run - done).max(0);
-            self.ends.push(Reverse((end, placement.task)));
-        }
-        if self.settings.log {
-            let node = node.to_string();
-            let job = job.id.clone();
-            self.tell(now, Kind::Start { job, index, node });
-        }
-        self.tasks.insert(
-            placement.task,
-            Task {
-                job: number,
-                index,
-                start: now,
-                done,
-            },
-        );
-    }
-
-    /// Takes a task that runs off its node.
-    fn stop(&mut self, id: TaskId) -> Option<Task> {
-        let task = self.tasks.remove(&id)?;
-        self.cluster.release(id);
-        let state = &mut self.states[task.job];
-        state.running -= 1;
-        self.account.used(state.owner, -state.share);
-        self.account
-            .hold(self.trace.jobs[task.job].class.spec(), -1);
-        Some(task)
-    }
-
-    fn end(&mut self, now: Time, id: TaskId) {
-        let Some(task) = self.stop(id) else {
-            return;
-        };
-        let state = &mut self.states[task.job];
-        self.account.want(state.owner, -state.share);
-        if state.running == 0 && state.waiting() == 0 {
-            self.close(now, task.job, Fate::Completed);
-        }
-        if self.settings.log {
-            let job = self.trace.jobs[task.job].id.clone();
-            self.tell(
-                now,
-                Kind::End {
-                    job,
-                    index: task.index,
-                },
-            );
-        }
-    }
-
-    fn close(&mut self, now: Time, number: usize, fate: Fate) {
-        let state = &mut self.states[number];
-        state.record.fate = fate;
-        state.record.end = Some(now);
-        let there = (now - state.record.submit) as f64;
-        if there > 0.0 {
-            state.record.load = (self.account.load_time() - state.load_before) / there;
-        }
-    }
-
-    fn evict(&mut self, now: Time, id: TaskId) {
-        let Some(task) = self.stop(id) else {
-            return;
-        };
-        let kept = self.kept(&task, now);
-        self.totals.wasted += (now - task.start - kept).max(0) as f64;
-        self.totals.evictions += 1;
-        self.again(now, task, kept);
-    }
-
-    /// A task whose node is gone; of a gang all begin again together.
-    fn lose(&mut self, now: Time, id: TaskId) {
-        let Some(task) = self.stop(id) else {
-            return;
-        };
-        let number = task.job;
-        let kept = self.kept(&task, now);
-        self.again(now, task, kept);
-        if self.trace.jobs[number].min > 0 {
-            let others: Vec<TaskId> = self
-                .tasks
-                .iter()
-                .filter(|(_, t)| t.job == number)
-                .map(|(id, _)| *id)
-                .collect();
-            for id in others {
-                if let Some(task) = self.stop(id) {
-                    let kept = self.kept(&task, now);
-                    self.again(now, task, kept);
-                }
-            }
-        }
-    }
-
-    fn again(&mut self, now: Time, task: Task, kept: Time) {
-        let state = &mut self.states[task.job];
-        state.again.insert(task.index, (task.done + kept).max(0));
-        state.record.evictions += 1;
-        state.record.fate = Fate::Waiting;
-        if state.running == 0 {
-            state.since = now;
-        }
-        if let Err(at) = self.waiting.binary_search(&task.job) {
-            self.waiting.insert(at, task.job);
-        }
-        if self.settings.log {
-            let job = self.trace.jobs[task.job].id.clone();
-            self.tell(
-                now,
-                Kind::Evict {
-                    job,
-                    index: task.index,
-                },
-            );
-        }
-    }
-
-    fn cancel(&mut self, now: Time, number: usize) {
-        let open = |state: &State| matches!(state.record.fate, Fate::Waiting | Fate::Running);
-        if !self.states.get(number).is_some_and(open) {
-            return;
-        }
-        let mine: Vec<TaskId> = self
-            .tasks
-            .iter()
-            .filter(|(_, t)| t.job == number)
-            .map(|(id, _)| *id)
-            .collect();
-        let mut left = i64::from(self.states[number].waiting());
-        for id in mine {
-            left += i64::from(self.stop(id).is_some());
-        }
-        let state = &self.states[number];
-        self.account
-            .want(state.owner, -state.share.saturating_mul(left));
-        self.waiting.retain(|job| *job != number);
-        self.close(now, number, Fate::Cancelled);
-        if self.settings.log {
-            let job = self.trace.jobs[number].id.clone();
-            self.tell(now, Kind::Cancel { job });
-        }
-    }
-
-    fn drop_impatient(&mut self) {
-        let (trace, states, account) = (self.trace, &mut self.states, &mut self.account);
-        self.waiting.retain(|job| {
-            let state = &mut states[*job];
-            let stays = !trace.jobs[*job].impatient || state.running > 0;
-            if !stays {
-                state.record.fate = Fate::Rejected;
-                let tasks = i64::from(state.record.tasks);
-                account.want(state.owner, -state.share.saturating_mul(tasks));
-            }
-            stays
-        });
     }
 
     fn tell(&mut self, time: Time, kind: Kind) {
