@@ -7,10 +7,8 @@ mod log;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::time::Duration;
 
-use futures::future::Either;
 use futures::stream::{BoxStream, StreamExt, select_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -20,6 +18,7 @@ use rota_api::{Job, Queue, Task};
 use serde::de::DeserializeOwned;
 
 use self::log::{Log, Seen};
+use crate::control::stop_signal;
 use crate::fail::{Fail, Result};
 
 /// Record what happens in a running cluster, as an event log for events:FILE
@@ -66,28 +65,24 @@ pub async fn run(args: &Args, globals: &rota_cli::Globals) -> Result<()> {
         follow(&client, Told::Jobs),
         follow(&client, Told::Tasks),
     ]);
-    let stop = pin!(async {
-        let ctrl_c = pin!(tokio::signal::ctrl_c());
-        match args.seconds {
-            Some(n) => drop(
-                futures::future::select(ctrl_c, pin!(tokio::time::sleep(Duration::from_secs(n))))
-                    .await,
-            ),
-            None => drop(ctrl_c.await),
-        }
-    });
-    let mut stop = stop;
+    let stop = stop_signal()?;
+    if let Some(seconds) = args.seconds {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            stop.cancel();
+        });
+    }
     let mut lines = 0;
     let mut first = First::default();
     let mut began = false;
-    loop {
-        let next = match futures::future::select(told.next(), &mut stop).await {
-            Either::Left((Some(Ok(next)), _)) => next,
-            Either::Left((Some(Err(e)), _)) => {
+    while let Some(Some(next)) = stop.run_until_cancelled(told.next()).await {
+        let next = match next {
+            Ok(next) => next,
+            Err(e) => {
                 eprintln!("watching {url}: {e}; trying again");
                 continue;
             }
-            Either::Left((None, _)) | Either::Right(_) => break,
         };
         let Some(batch) = first.pass(next) else {
             continue;
