@@ -618,7 +618,7 @@ impl Memory {
 }
 
 /// A Node as the scheduler takes it.
-fn node_spec(node: &Node) -> NodeSpec {
+pub fn node_spec(node: &Node) -> NodeSpec {
     let spec = node.spec.as_ref();
     let status = node.status.as_ref();
     let ready = status
