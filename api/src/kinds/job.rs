@@ -383,7 +383,8 @@ pub struct EstimatedStart {
 #[serde(rename_all = "camelCase")]
 pub struct WaitReason {
     /// CamelCase word: InsufficientResource, NodeSelectorMismatch, TaintNotTolerated, PortInUse,
-    /// NodeUnschedulable, NodeNotReady, QueueLimit, QueueNotFound, NoNodes, BackOff, AfterJob, NeverFits.
+    /// NodeUnschedulable, NodeNotReady, NodeAffinityMismatch, Affinity, AntiAffinity, SpreadSkew, Gang,
+    /// Reserved, QueueLimit, QueueNotFound, NoNodes, BackOff, AfterJob, NeverFits.
     #[schemars(length(max = 64))]
     pub reason: String,
     /// The resource that lacks, where one does.
@@ -396,4 +397,8 @@ pub struct WaitReason {
     /// A sentence for people.
     #[schemars(length(max = 1024))]
     pub message: String,
+    /// Who holds most of what lacks, and until about when: Jobs, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub held_by: Option<String>,
 }

@@ -169,6 +169,10 @@ pub(super) fn deadline(
     if start_by.is_none() && end_by.is_none() {
         return None;
     }
+    let never = |w: &WaitingFor| w.reasons.iter().any(|r| r.reason == "NeverFits");
+    if waiting.is_some_and(never) {
+        return Some(("False", "NeverFits", "no node could hold one of its tasks"));
+    }
     let estimate = waiting.and_then(|w| w.estimated_start.as_ref());
     let start = match (waiting, estimate) {
         (None, _) => Some(millis(now)),

@@ -250,8 +250,7 @@ impl Memory {
         });
         let each: Vec<String> = each.collect();
         if !each.is_empty() {
-            let message = format!("{}; held mostly by {}", reason.message, each.join(", "));
-            reason.message = message.chars().take(MESSAGE_MAX).collect();
+            reason.held_by = Some(each.join(", ").chars().take(MESSAGE_MAX).collect());
         }
     }
 

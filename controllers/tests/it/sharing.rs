@@ -175,13 +175,8 @@ async fn what_is_known_of_durations_becomes_a_forecast() {
     let start = second["status"]["waitingFor"]["estimatedStart"]["p50Time"].as_str();
     assert!(start.unwrap().starts_with("2026-01-01T00:10:"), "{start:?}");
     assert!(condition(&second, "DeadlineFeasible").starts_with("False"));
-    let message = second["status"]["waitingFor"]["reasons"][0]["message"].as_str();
-    assert!(
-        message
-            .unwrap()
-            .contains("held mostly by Job default/first"),
-        "{message:?}"
-    );
+    let held = second["status"]["waitingFor"]["reasons"][0]["heldBy"].as_str();
+    assert!(held.unwrap().contains("Job default/first"), "{held:?}");
     agents.now(succeed);
     until_job(&world, "second", |j| j["status"]["phase"] == "Succeeded").await;
     let idle = |q: &Value| q["status"]["fairShare"] == "0" && q["status"]["dominantShare"] == "0";
