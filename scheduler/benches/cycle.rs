@@ -1,4 +1,4 @@
-//! The bars of the scheduler core: `cargo bench -p rota-scheduler --bench cycle -- [--short] [-o json] [--seed N]`.
+//! The bars of the scheduler core: `cargo bench -p rota-scheduler --bench cycle -- [--short] [--only TEXT] [-o json] [--seed N]`.
 //!
 //! A million tasks in arrays on 50,000 nodes, fresh and after ten-fold turnover, several policies,
 //! numbers of classes and shapes; 50,000 singles on 5,000 nodes; small changes on 10,000 nodes and
@@ -235,6 +235,8 @@ struct Row {
 }
 
 struct Table {
+    /// Only rows whose names have this in them.
+    only: String,
     json: bool,
     rows: Vec<Row>,
 }
@@ -290,6 +292,9 @@ fn fill(table: &mut Table, case: Case, seed: u64, rounds: u32) {
         case.classes,
         if case.odd { ", odd" } else { "" }
     );
+    if !name.contains(&table.only) {
+        return;
+    }
     let mut fleet = Fleet::new(case, seed);
     let classes = fleet.classes(case);
     let each = case.tasks / case.arrays;
@@ -313,6 +318,10 @@ fn fill(table: &mut Table, case: Case, seed: u64, rounds: u32) {
 
 /// Small cycles on a full cluster: 100 tasks leave and 100 come, of 1,000 queues.
 fn changes(table: &mut Table, seed: u64) {
+    let name = "20 times 100 changes on 10000 nodes, 1000 queues";
+    if !name.contains(&table.only) {
+        return;
+    }
     let case = Case {
         policy: Policy::BinPack,
         nodes: 10_000,
@@ -343,7 +352,6 @@ fn changes(table: &mut Table, seed: u64) {
         all = (all.0 + seconds, all.1 + placed);
     }
     // Twenty together, since the kernel counts processor time in steps of milliseconds.
-    let name = "20 times 100 changes on 10000 nodes, 1000 queues";
     table.add(name.into(), &fleet, all);
 }
 
@@ -355,6 +363,7 @@ fn main() {
     let seed = after("--seed").flatten().and_then(|s| s.parse().ok());
     let seed = seed.unwrap_or(0);
     let mut table = Table {
+        only: after("--only").flatten().cloned().unwrap_or_default(),
         json: after("-o").flatten().is_some_and(|o| o == "json"),
         rows: Vec::new(),
     };

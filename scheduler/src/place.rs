@@ -5,7 +5,7 @@ use crate::classes::{ClassEntry, Shape};
 use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
-use crate::filter::PREFERENCE_MAX;
+use crate::filter::{self, PREFERENCE_MAX};
 use crate::index::Index;
 use crate::mutant::{Mutant, mutant};
 use crate::score::fragmentation::Outlook;
@@ -323,11 +323,16 @@ pub(crate) struct Rater<'a> {
     requests: &'a [(u32, i64)],
     policy: &'a dyn Score,
     outlook: &'a Outlook,
+    /// Whether something that it asks for comes as devices anywhere.
+    asks_devices: bool,
 }
 
 impl<'a> Rater<'a> {
     pub fn new(cluster: &'a Cluster, class: u32, shape: &'a Shape, policy: &'a dyn Score) -> Self {
+        let devices = &cluster.profiles.device_resources;
+        let asks_devices = shape.requests.iter().any(|(r, _)| devices.contains(r));
         Rater {
+            asks_devices,
             states: &cluster.states,
             profiles: &cluster.profiles.all,
             entry: &cluster.classes.all[class as usize],
@@ -341,20 +346,21 @@ impl<'a> Rater<'a> {
     pub fn rate(&self, state: u32) -> Option<i64> {
         let free = self.states.free_of(state);
         let profile = self.states.profile[state as usize] as usize;
-        if !self.states.fits(self.profiles, state, self.requests)
-            || !self.entry.suits.contains(profile)
-        {
+        if !filter::fits(free, self.requests) || !self.entry.suits.contains(profile) {
+            return None;
+        }
+        if self.asks_devices && !self.states.fits(self.profiles, state, self.requests) {
             return None;
         }
         let score = self.policy.score(
             &StateView {
                 free,
-                capacity: &self.profiles[profile].capacity,
-                devices: self.states.devices_of(state),
-                layout: &self.profiles[profile].devices,
-                profile,
-                outlook: self.outlook,
                 leftover: self.states.leftover[state as usize],
+                state,
+                profile,
+                states: self.states,
+                profiles: self.profiles,
+                outlook: self.outlook,
             },
             self.requests,
         );

@@ -157,7 +157,7 @@ async fn reports_running_with_ports_and_stops_on_deletion() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_in_place() {
-    let (fake, dir, agent) = scene().await;
+    let (fake, _dir, agent) = scene().await;
     let mut spec = sh("if [ -e once ]; then exit 0; fi; touch once; exit 3");
     spec["restartPolicy"] = json!("OnFailure");
     fake.add_task("r", spec);
@@ -227,7 +227,7 @@ async fn statuses_wait_for_the_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_higher_epoch_stops_older_tasks() {
-    let (fake, dir, agent) = scene().await;
+    let (fake, _dir, agent) = scene().await;
     fake.add_task("old", sh("trap '' TERM; while :; do sleep 0.05; done"));
     fake.until_phase("old", "Running").await;
     fake.edit(
@@ -247,7 +247,7 @@ async fn a_higher_epoch_stops_older_tasks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vanished_task_is_stopped() {
-    let (fake, dir, agent) = scene().await;
+    let (fake, _dir, agent) = scene().await;
     fake.add_task("t", sh("exec sleep 1000"));
     let pid = fake.until_phase("t", "Running").await["pid"]
         .as_i64()
@@ -410,7 +410,7 @@ async fn a_supervisor_that_drains_gets_no_starts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_deleted_comes_back_with_a_higher_epoch() {
-    let (fake, dir, agent) = scene().await;
+    let (fake, _dir, agent) = scene().await;
     fake.add_task("old", sh("exec sleep 1000"));
     fake.until_phase("old", "Running").await;
     fake.remove("/api/v1/nodes/n");

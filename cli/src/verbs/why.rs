@@ -91,7 +91,7 @@ async fn ask(cx: &Context, api: &Api, job: &str) -> Result<Option<Value>> {
     let why = match api.get(&format!("{job}/why")).await {
         Ok(answer) => return Ok(Some(answer)),
         Err(Failure::Timeout { seconds, .. }) => format!("no answer within {seconds} s"),
-        Err(Failure::Status { code: 403 | 404 | 405, .. }) => "the server does not answer this here".into(),
+        Err(Failure::Status { code: 403..=405, .. }) => "the server does not answer this here".into(),
         Err(Failure::Status { code: 503 | 504, body }) => body["message"].as_str().unwrap_or("no answer").into(),
         Err(e) => return Err(e.into()),
     };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use rota_api::names::{FINALIZER_LEDGER, ledger_name, task_name};
 use rota_api::{Job, JobType, Task};
+use rota_scheduler::check;
 use rota_scheduler::{Cause, Demand, Options, cycle};
 use serde_json::{Value, json};
 
@@ -43,6 +44,8 @@ pub(super) const OPTIONS: Options = Options {
 };
 /// Numbers of groups above this are gangs', below it Jobs'.
 const GANGS: u64 = 1 << 63;
+/// Debug builds recompute everything after each cycle, as long as that is not dear.
+const CHECKED_TASKS_MAX: usize = 200;
 /// Pause of a Job whose Tasks the API refuses.
 const REFUSED_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 
@@ -282,6 +285,11 @@ impl Memory {
         self.allow_evictions(now);
         self.cluster.advance(millis(now));
         let outcome = cycle(&mut self.cluster, &demands, millis(now), options);
+        debug_assert!(
+            self.cluster.task_count() > CHECKED_TASKS_MAX || check::check(&self.cluster).is_empty(),
+            "{:?}",
+            check::check(&self.cluster)
+        );
         self.evict(&outcome, &serials, now);
         // A gang of which one member must wait for others to leave starts when all can.
         let waits: BTreeSet<u64> = outcome

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use rota_api::names::{ANNOTATION_EPOCH, LABEL_AGENT};
 use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Resources, Task};
+use rota_scheduler::check;
 use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Taint, TaskId};
 
 use super::ask::{Ids, Terms, millis};
@@ -586,6 +587,15 @@ impl Memory {
                 self.dirty.insert(serial);
             }
         }
+    }
+
+    /// What is wrong with the picture that is decided on, one sentence each: sums that do not agree,
+    /// nodes and limits that are overdrawn. A node that shrank or a limit that was lowered does
+    /// that too, until enough tasks have ended. Costs one look at every task.
+    pub fn broken_promises(&self) -> Vec<String> {
+        let mut wrong = check::check(&self.cluster);
+        wrong.extend(check::snapshot(&self.cluster, &BTreeMap::new()));
+        wrong
     }
 
     /// Takes what a Task holds back, when its create was refused.

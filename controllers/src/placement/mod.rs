@@ -45,7 +45,7 @@ use self::decide::{Answer, Op, Write};
 use self::line::Asked;
 use self::memory::Memory;
 use crate::runtime::{
-    BY_JOB_UID, Context, Failure, Informer, Informers, Rest, Subscription, backoff,
+    BY_JOB_UID, Context, Failure, Informer, Informers, Of, Rest, Subscription, backoff,
 };
 
 /// Cycles begin at least this far apart, so that what comes together is decided together.
@@ -62,6 +62,10 @@ const ATOMIC_MAX: usize = 100;
 const JOB_STATUS_EVERY: Duration = Duration::from_millis(200);
 /// How often Queues are told how full they are.
 const QUEUE_STATUS_EVERY: Duration = Duration::from_secs(1);
+/// How often placement looks over all that it believes, and says what does not hold.
+const LOOK_OVER_EVERY: Duration = Duration::from_secs(300);
+/// Broken promises that are told one by one.
+const BROKEN_TOLD_MAX: usize = 10;
 /// Longest sleep without a reason.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -179,6 +183,7 @@ struct Desk {
     tidy: Pace,
     job_status: Instant,
     queue_status: Instant,
+    look_over: Instant,
 }
 
 impl Desk {
@@ -193,6 +198,7 @@ impl Desk {
             tidy: Pace::new(),
             job_status: Instant::now(),
             queue_status: Instant::now(),
+            look_over: Instant::now() + LOOK_OVER_EVERY,
         }
     }
 
@@ -283,6 +289,18 @@ impl Desk {
         self.decide();
         let now = self.ctx.clock.now();
         let instant = Instant::now();
+        if instant >= self.look_over {
+            self.look_over = instant + LOOK_OVER_EVERY;
+            let broken = self.memory.broken_promises();
+            for sentence in broken.iter().take(BROKEN_TOLD_MAX) {
+                tracing::error!(sentence, "a promise does not hold");
+            }
+            let of = Of {
+                controller: self.ctx.name,
+            };
+            let count = i64::try_from(broken.len()).unwrap_or(i64::MAX);
+            self.ctx.metrics.broken.get_or_create(&of).set(count);
+        }
         if instant >= self.create.not_before && self.memory.wants_to_place() {
             let writes = self.memory.place(now);
             self.create.not_before = instant + CYCLE_GAP;

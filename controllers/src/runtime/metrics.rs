@@ -38,6 +38,8 @@ pub struct Metrics {
     pub waited: Family<Of, Histogram, fn() -> Histogram>,
     /// Time of a look, writes included.
     pub took: Family<Of, Histogram, fn() -> Histogram>,
+    /// Promises that did not hold when the controller last looked over what it believes.
+    pub broken: Family<Of, Gauge>,
     /// 1 while this process leads.
     pub leader: Family<Of, Gauge>,
 }
@@ -54,6 +56,7 @@ impl Metrics {
             depth: Family::default(),
             waited: Family::new_with_constructor(seconds as fn() -> Histogram),
             took: Family::new_with_constructor(seconds as fn() -> Histogram),
+            broken: Family::default(),
             leader: Family::default(),
         };
         let r = registry.sub_registry_with_prefix("rota_controller");
@@ -76,6 +79,11 @@ impl Metrics {
             "reconcile_seconds",
             "Time of a look, writes included",
             metrics.took.clone(),
+        );
+        r.register(
+            "broken_promises",
+            "Promises that did not hold at the last look; the log says which",
+            metrics.broken.clone(),
         );
         r.register(
             "leader",

@@ -52,6 +52,6 @@ pub use informer::{Cached, HandlerGuard, Informer, Informers, Progress, Source, 
 pub use key::Key;
 pub use kinds::{BY_JOB_UID, BY_NODE, BY_QUEUE};
 pub use lease::Timings;
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Of};
 pub use plan::{Next, Plan, Stored, Target, Verb, Write};
 pub use queue::Queue;

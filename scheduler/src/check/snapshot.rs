@@ -7,7 +7,7 @@ use crate::cluster::states::NONE;
 
 /// What is broken now, one sentence each:
 ///
-/// - *nodes*: what stays on a node is at most what it has, and no fixed port is held twice there;
+/// - *nodes*: what stays on a node is at most what it has, device by device, and no fixed port is held twice there;
 /// - *gangs*: of each gang in `min` either nobody runs or at least that many. A member that leaves
 ///   does not run. The caller tells how many must be there *now*: a gang of which three of five are done
 ///   needs two;
@@ -46,6 +46,14 @@ pub fn snapshot(cluster: &Cluster, min: &BTreeMap<u64, u32>) -> Vec<String> {
                     "node {name}: tasks hold {held} of {resource}, it has {has}"
                 ));
             }
+        }
+    }
+    for (n, node) in cluster.nodes.iter().enumerate() {
+        if cluster.devices_over(n as u32) {
+            let name = &node.name;
+            wrong.push(format!(
+                "node {name}: a device is promised more than it has"
+            ));
         }
     }
     for ((node, port), holders) in ports {

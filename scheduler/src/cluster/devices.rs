@@ -42,7 +42,9 @@ pub(crate) fn layout(
         let count = (capacity[r as usize] / DEVICE).min(left);
         left -= count;
         capacity[r as usize] = count * DEVICE;
-        layout.push((r, count as u32));
+        if count > 0 {
+            layout.push((r, count as u32));
+        }
     }
     layout.into()
 }

@@ -123,6 +123,7 @@ impl Search<'_> {
                 return true;
             };
             self.room(node).iter().all(|room| *room >= 0)
+                && !self.cluster.devices_over(node)
                 && (self.shape.ports.is_empty() || {
                     let staying = self.cluster.slots_on(node).filter(|s| !self.leaves(*s));
                     staying.filter(|s| self.holds_port(*s)).count() <= *placed as usize

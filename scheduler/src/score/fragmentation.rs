@@ -15,7 +15,7 @@
 use fixedbitset::FixedBitSet;
 
 use super::{Fill, Score, StateView};
-use crate::cluster::devices;
+use crate::cluster::devices as device;
 use crate::spec::DEVICE;
 
 /// Weights are parts of 1 << this.
@@ -153,28 +153,30 @@ impl Score for Fragmentation {
 
 /// What placing the task costs, in parts of [`ONE`] of a device unit.
 fn cost(state: &StateView<'_>, requests: &[(u32, i64)]) -> i128 {
-    if state.layout.is_empty() {
+    let layout = state.layout();
+    if layout.is_empty() {
         return 0;
     }
+    let (devices, capacities) = (state.devices(), state.capacity());
     let asked = |r: u32| {
         let found = requests.iter().find(|(of, _)| *of == r);
         found.map_or(0, |(_, amount)| *amount)
     };
     let before = |r: u32| state.free[r as usize];
     let after = |r: u32| state.free[r as usize] - asked(r);
-    let mut left = state.devices.to_vec();
-    devices::assign(state.layout, &mut left, requests);
-    let left = devices::sorted(state.layout, &left);
+    let mut left = devices.to_vec();
+    device::assign(layout, &mut left, requests);
+    let left = device::sorted(layout, &left);
     let least = |free: &dyn Fn(u32) -> i64| {
         let companions = state.outlook.companions.iter();
         companions
-            .map(|r| part(free(*r), state.capacity[*r as usize]))
+            .map(|r| part(free(*r), capacities[*r as usize]))
             .min()
     };
     let companions = (least(&before), least(&after));
     let mut first = 0;
     let mut cost = 0;
-    for (resource, count) in state.layout {
+    for (resource, count) in layout {
         let range = first..first + *count as usize;
         first += *count as usize;
         let Some(of) = state.outlook.of.iter().find(|of| of.resource == *resource) else {
@@ -183,7 +185,7 @@ fn cost(state: &StateView<'_>, requests: &[(u32, i64)]) -> i128 {
         let Some(on) = of.on.get(state.profile) else {
             continue;
         };
-        let (had, has) = (&state.devices[range.clone()], &left[range]);
+        let (had, has) = (&devices[range.clone()], &left[range]);
         cost += i128::from(of.fragmentation(on, after, has));
         cost -= i128::from(of.fragmentation(on, before, had));
         cost += i128::from(on.price) * i128::from(asked(*resource));

@@ -8,28 +8,45 @@ mod spread;
 
 use self::fragmentation::Outlook;
 use crate::cluster::devices::Layout;
+use crate::cluster::profiles::Profile;
+use crate::cluster::states::States;
 use crate::spec::Policy;
 
 /// About one part in a million: the unit of normalised amounts.
 pub const UNIT: i64 = 1 << 20;
 
-/// A node state as a policy sees it. All slices run over resources.
+/// A node state as a policy sees it. All slices run over resources. What not every policy asks for
+/// is behind a method: states are rated by the million, and each look elsewhere costs.
 pub struct StateView<'a> {
     /// Amounts free.
     pub free: &'a [i64],
-    /// Amounts in all.
-    pub capacity: &'a [i64],
-    /// What is free of each device, sorted per resource.
-    pub devices: &'a [i64],
-    /// Resources that come as devices, and how many.
-    pub(crate) layout: &'a Layout,
-    /// Number of the node's profile.
-    pub(crate) profile: usize,
-    /// What the workload typically asks for.
-    pub(crate) outlook: &'a Outlook,
     /// Sum over resources of the free amount in units of the largest node's ([`UNIT`] = all of it):
     /// a class-independent measure of what would be left over.
     pub leftover: i64,
+    pub(crate) state: u32,
+    /// Number of the nodes' profile.
+    pub(crate) profile: usize,
+    pub(crate) states: &'a States,
+    pub(crate) profiles: &'a [Profile],
+    /// What the workload typically asks for.
+    pub(crate) outlook: &'a Outlook,
+}
+
+impl<'a> StateView<'a> {
+    /// Amounts in all.
+    pub fn capacity(&self) -> &'a [i64] {
+        &self.profiles[self.profile].capacity
+    }
+
+    /// What is free of each device, sorted per resource.
+    pub fn devices(&self) -> &'a [i64] {
+        self.states.devices_of(self.state)
+    }
+
+    /// Resources that come as devices, and how many.
+    pub(crate) fn layout(&self) -> &'a Layout {
+        &self.profiles[self.profile].devices
+    }
 }
 
 /// How a batch of equal tasks goes onto the nodes of the best state.

@@ -194,6 +194,33 @@ fn tasks_that_repel_each_other_get_room_on_nodes_of_their_own() {
 }
 
 #[test]
+fn a_whole_device_needs_all_its_parts_back() {
+    let gpu = |amount| BTreeMap::from([("gpu".to_string(), amount)]);
+    let part = |amount| {
+        Class::new(ClassSpec {
+            requests: gpu(amount),
+            ..ClassSpec::default()
+        })
+    };
+    let mut c = cluster(&[], &[("q", QueueSpec::default())]);
+    let q = c.queue("q");
+    let spec = NodeSpec {
+        allocatable: gpu(3 * DEVICE),
+        devices: BTreeSet::from(["gpu".to_string()]),
+        ready: true,
+        ..NodeSpec::default()
+    };
+    c.upsert_node("a", spec);
+    let tasks = [10, 90, 20].map(|start| c.bind("a", q, &part(600), runs(start)));
+    // 1,200 are free, but no device is.
+    let demand = Demand {
+        priority: 5,
+        ..Demand::new(1, part(DEVICE), q, 1)
+    };
+    assert_eq!(decide(&mut c, &[demand]), ([tasks[1]].into(), 1));
+}
+
+#[test]
 fn a_limit_of_the_queue_is_room_too() {
     let spec = QueueSpec {
         limit: cpu(4),

@@ -86,6 +86,40 @@ fn conservative_starts_jobs_when_batsim_published_that_it_does() {
     easy_like("conservative", "conservative", 795, 9.852);
 }
 
+/// Mean wait, mean bounded slowdown, and the mean wait of the tenth of the jobs that are largest by
+/// tasks × run time.
+fn waits(run: &rota_simulate::Run) -> [f64; 3] {
+    let ended = run.records.iter().filter(|r| r.end.is_some());
+    let mut jobs: Vec<(i64, i64)> = ended
+        .map(|r| (i64::from(r.tasks) * r.run, r.waited))
+        .collect();
+    jobs.sort_by_key(|(work, _)| std::cmp::Reverse(*work));
+    let largest = &jobs[..jobs.len() / 10];
+    let sum: i64 = largest.iter().map(|(_, waited)| waited).sum();
+    [
+        run.measures.mean_wait_s.unwrap(),
+        run.measures.mean_bounded_slowdown.unwrap(),
+        sum as f64 / largest.len() as f64 / 1000.0,
+    ]
+}
+
+#[test]
+fn the_default_order_beats_easy_also_for_large_jobs() {
+    for (kind, file, n) in [
+        ("batsim", "backfill-reference/medium_late.json", 32),
+        ("swf", "swf/hpc2n.swf", 120),
+    ] {
+        let Some(text) = data(file) else {
+            return;
+        };
+        let (trace, nodes) = read(kind, &text, n);
+        let [easy, ours] =
+            ["easy", "default"].map(|order| waits(&run(&trace, &nodes, &settings(order))));
+        eprintln!("{file}: easy {easy:?}, default {ours:?}");
+        assert!(ours[0] < easy[0] && ours[1] < easy[1] && ours[2] <= easy[2]);
+    }
+}
+
 #[test]
 fn hpc2n_slowdown_by_order() {
     let Some(text) = data("swf/hpc2n.swf") else {
@@ -93,7 +127,7 @@ fn hpc2n_slowdown_by_order() {
     };
     let (trace, nodes) = read("swf", &text, 120);
     let mut slowdown = HashMap::new();
-    for order in ["fifo", "first-fit", "easy", "sjf", "default"] {
+    for order in ["fifo", "easy", "sjf", "default"] {
         let m = run(&trace, &nodes, &settings(order)).measures;
         eprintln!("{order}: {m:?}");
         slowdown.insert(order, m.mean_bounded_slowdown.unwrap());
