@@ -438,8 +438,13 @@ impl Memory {
             && memory.end.is_none()
         {
             memory.end = Some(end);
+            let index = memory.index;
             if end == End::Succeeded {
                 self.learn(task);
+            } else if let Some(job) = self.jobs.get_mut(&serial)
+                && let Some(terms) = &job.terms
+            {
+                job.book.save(index, terms.saved_seconds(ran(task)));
             }
             let restarts = task.status.as_ref().map_or(0, |s| s.restarts.max(0) as u32);
             self.ended(key, end, restarts, now);
@@ -461,7 +466,7 @@ impl Memory {
         let since = started.or(created).map_or(0, |t| millis(t.0));
         let deleting = task.metadata.deletion_timestamp.is_some();
         let class = need::bound(task, template);
-        let run = self.run_since(serial, since);
+        let run = self.run_since(serial, since, spec.index.max(0) as u32);
         let Some(job) = self.jobs.get_mut(&serial) else {
             return;
         };
@@ -615,6 +620,13 @@ impl Memory {
             self.dirty.insert(task.job);
         }
     }
+}
+
+/// How long the last process of a Task ran, in milliseconds; 0 where nobody knows.
+fn ran(task: &Task) -> i64 {
+    let status = task.status.as_ref();
+    let times = status.and_then(|s| Some((s.started_time.as_ref()?, s.finished_time.as_ref()?)));
+    times.map_or(0, |(start, end)| (millis(end.0) - millis(start.0)).max(0))
 }
 
 /// A Node as the scheduler takes it.
