@@ -151,6 +151,11 @@ pub struct Gang {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub name: Option<String>,
+    /// Jobs that the gang has: nothing of it starts before so many exist. Absent: those that exist;
+    /// give it where Jobs of one gang are created one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub jobs: Option<i32>,
     /// Tasks of this Job that must have nodes at the same time; further ones join as room comes.
     /// Default: all that it may run at once. Never more than what is left to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]

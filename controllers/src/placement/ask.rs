@@ -128,6 +128,11 @@ impl Terms {
         self.run_max
     }
 
+    /// Number of its gang.
+    pub fn gang(&self) -> Option<u64> {
+        self.gang.map(|g| g.id)
+    }
+
     /// How many tasks must start together beside `live` ones; at least 1.
     pub fn together(&self, live: u32) -> u32 {
         let needed = self.gang.map_or(1, |g| g.needed);

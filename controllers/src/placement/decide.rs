@@ -178,11 +178,11 @@ impl Memory {
         let known = self.jobs.get(&serial);
         let known = known.and_then(|j| Some((j.job.clone()?, j.left())));
         let terms = known.map(|(job, left)| self.terms(&job, left));
+        self.set_terms(serial, terms);
         let make = self.make(serial);
         let Some(job) = self.jobs.get_mut(&serial) else {
             return;
         };
-        job.terms = terms;
         job.make = make;
         let hungry = job.make.is_some() && job.paused_until.is_none() && room(job) > 0;
         if hungry {
@@ -266,13 +266,24 @@ impl Memory {
         self.freed = false;
         // What waits from before is asked again each time: it may hold a reservation, which what
         // is new must not delay. Looking at a class that did not fit before costs next to nothing.
-        let mut serials = Vec::new();
+        let (mut serials, mut short) = (Vec::new(), Vec::new());
         let mut demands = Vec::new();
         for serial in &self.hungry {
             let job = self.jobs.get(serial);
-            if let Some(demand) = job.and_then(|job| self.demand(*serial, job)) {
-                serials.push(*serial);
-                demands.push(demand);
+            let Some(demand) = job.and_then(|job| self.demand(*serial, job)) else {
+                continue;
+            };
+            if demand.min > 0 && self.gang_is_short(*serial).is_some() {
+                short.push(*serial);
+                continue;
+            }
+            serials.push(*serial);
+            demands.push(demand);
+        }
+        for serial in short {
+            if let Some(job) = self.jobs.get_mut(&serial) {
+                job.starved = true;
+                self.status.insert(serial);
             }
         }
         if demands.is_empty() {

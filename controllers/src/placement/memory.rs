@@ -158,6 +158,8 @@ pub struct Memory {
     pub(super) namespaces: Ids<String>,
     /// By namespace and name.
     pub(super) gangs: Ids<(String, String)>,
+    /// Jobs of each gang, by its number.
+    pub(super) gang_jobs: HashMap<u64, BTreeSet<u64>>,
     /// Which Task holds what in the cluster.
     pub(super) holders: HashMap<TaskId, Key>,
     /// Tasks that have a node and are created when others have left it.
@@ -205,6 +207,7 @@ impl Memory {
             creating: 0,
             namespaces: Ids::default(),
             gangs: Ids::default(),
+            gang_jobs: HashMap::new(),
             holders: HashMap::new(),
             promised: Promised::default(),
             notes: Vec::new(),
@@ -309,10 +312,10 @@ impl Memory {
         self.by_key.insert(change.key.clone(), serial);
         let left = self.jobs.get(&serial).map_or(0, JobMem::left);
         let terms = self.terms(job, left);
+        self.set_terms(serial, Some(terms));
         if let Some(memory) = self.jobs.get_mut(&serial) {
             memory.rules = Rules::of(job);
             memory.job = Some(job.clone());
-            memory.terms = Some(terms);
         }
         self.dirty.insert(serial);
         self.status.insert(serial);
@@ -392,6 +395,7 @@ impl Memory {
 
     /// Everything of a Job is gone.
     pub(super) fn forget(&mut self, serial: u64) {
+        self.set_terms(serial, None);
         if let Some(job) = self.jobs.remove(&serial) {
             self.by_uid.remove(&job.owner.uid);
             let key = Key::new(&job.owner.namespace, &job.owner.name);

@@ -200,6 +200,11 @@ impl Memory {
         if !job.starved {
             return None;
         }
+        if job.book.live() == 0
+            && let Some(text) = self.gang_is_short(serial)
+        {
+            return Some(Some(only(why::plain("Gang", text))));
+        }
         let make = job.make.as_ref()?;
         let behind = job.behind;
         let (class, queue) = (make.class.clone(), make.queue);

@@ -34,8 +34,14 @@ async fn a_gang_of_two_jobs_starts_when_both_fit() {
     node(&world, "n1", "4").await;
     let agents = Agents::start(&world, run_on);
     let controllers = world.controllers("c", &["job", "placement"]);
-    let gang = |n: u32| json!({"completions": n, "gang": {"name": "train"}});
+    let gang = |n: u32| json!({"completions": n, "gang": {"name": "train", "jobs": 2}});
     submit(&world, "ps", "2", gang(1)).await;
+    let alone = until_job(&world, "ps", |j| !reasons(j).is_empty()).await;
+    assert_eq!(
+        reasons(&alone),
+        ["Gang"],
+        "it fits, and is not all of the gang"
+    );
     submit(&world, "worker", "1", gang(4)).await;
     let waiting = until_job(&world, "worker", |j| !reasons(j).is_empty()).await;
     assert!(
