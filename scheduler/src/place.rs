@@ -235,9 +235,10 @@ pub(crate) fn place_on(
         }
         let entry = &cluster.classes.all[ask.class as usize];
         let profile = cluster.states.profile[state as usize] as usize;
+        let traits = cluster.profiles.all[profile].traits;
         let (states, profiles) = (&cluster.states, &cluster.profiles.all);
         let fit = states.room(profiles, state, &shape.requests).min(left);
-        if fit == 0 || !entry.suits.contains(profile) || entry.shuns.contains(profile) {
+        if fit == 0 || !entry.suits(traits) || entry.shuns(traits) {
             continue;
         }
         let n = allowed(cluster, vetoes, &shape, *node, ask.class, fit);
@@ -301,9 +302,8 @@ pub(crate) fn fits_somewhere(cluster: &Cluster, class: u32) -> bool {
     let requests = &cluster.tasks.shapes.get(entry.shape).requests;
     let states = &cluster.states;
     states.live.iter().any(|state| {
-        entry
-            .suits
-            .contains(states.profile[*state as usize] as usize)
+        let profile = states.profile[*state as usize] as usize;
+        entry.suits(cluster.profiles.all[profile].traits)
             && states.fits(&cluster.profiles.all, *state, requests)
     })
 }
@@ -345,8 +345,12 @@ impl<'a> Rater<'a> {
     /// The score of a state; None if the class cannot use it.
     pub fn rate(&self, state: u32) -> Option<i64> {
         let free = self.states.free_of(state);
+        if !filter::fits(free, self.requests) {
+            return None;
+        }
         let profile = self.states.profile[state as usize] as usize;
-        if !filter::fits(free, self.requests) || !self.entry.suits.contains(profile) {
+        let traits = self.profiles[profile].traits;
+        if !self.entry.suits(traits) {
             return None;
         }
         if self.asks_devices && !self.states.fits(self.profiles, state, self.requests) {
@@ -364,8 +368,8 @@ impl<'a> Rater<'a> {
             },
             self.requests,
         );
-        let score = score.clamp(-SCORE_MAX, SCORE_MAX) + PREFER * self.entry.preference(profile);
-        Some(if self.entry.shuns.contains(profile) {
+        let score = score.clamp(-SCORE_MAX, SCORE_MAX) + PREFER * self.entry.preference(traits);
+        Some(if self.entry.shuns(traits) {
             score - SHUN
         } else {
             score

@@ -192,8 +192,9 @@ fn whole<'a>(
     cluster.learn_profiles(class);
     let entry = &cluster.classes.all[class as usize];
     let mut profiles = cluster.profiles.nodes.iter().zip(&cluster.profiles.all);
-    let everywhere = profiles.by_ref().enumerate().all(|(p, (nodes, profile))| {
-        *nodes == 0 || !profile.ready || profile.unschedulable || entry.suits.contains(p)
+    let everywhere = profiles.all(|(nodes, profile)| {
+        let traits = &cluster.profiles.traits[profile.traits as usize];
+        *nodes == 0 || !traits.ready || traits.unschedulable || entry.suits(profile.traits)
     });
     everywhere.then_some((demand, class))
 }
@@ -211,10 +212,11 @@ fn outlook(
     let mut runs = (0, 0);
     budget.spend(cluster.task_count() as u64);
     for (n, node) in cluster.nodes.iter().enumerate() {
-        let Some(profile) = cluster.profiles.all.get(node.profile as usize) else {
+        if node.profile == NONE {
             continue;
-        };
-        if !profile.ready || profile.unschedulable {
+        }
+        let traits = cluster.profiles.traits_of(node.profile);
+        if !traits.ready || traits.unschedulable {
             continue;
         }
         let state = cluster.states.of_node[n];
