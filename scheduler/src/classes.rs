@@ -7,6 +7,7 @@ use fixedbitset::FixedBitSet;
 
 use crate::cluster::profiles::Profiles;
 use crate::filter::{self, Wants};
+use crate::finder::BestFit;
 use crate::index::Index;
 use crate::intern::FxMap;
 use crate::side::Own;
@@ -42,6 +43,7 @@ pub(crate) struct ClassEntry {
     /// Demands of this class met so far: the second one makes an index worth its cost.
     pub uses: u32,
     pub indexes: Vec<(Policy, Index)>,
+    pub best_fit: BestFit,
     /// States that rules between tasks keep out of the index for now.
     pub parked: Vec<(Policy, Parked)>,
 }
@@ -59,6 +61,7 @@ impl ClassEntry {
             seen: 0,
             uses: 0,
             indexes: Vec::new(),
+            best_fit: BestFit::default(),
             parked: Vec::new(),
         }
     }
@@ -81,6 +84,19 @@ impl ClassEntry {
             }
         }
         self.seen = all.len();
+    }
+
+    /// Whether all that suits it is alike to it, the policy's score aside.
+    pub fn is_indifferent(&self) -> bool {
+        self.wants.preferred.is_empty() && self.shuns.is_clear()
+    }
+
+    /// Takes the index of a policy out; empty if there is none.
+    pub fn take_index(&mut self, policy: Policy) -> Index {
+        match self.indexes.iter().position(|(p, _)| *p == policy) {
+            Some(i) => self.indexes.swap_remove(i).1,
+            None => Index::default(),
+        }
     }
 
     /// What is parked under a policy.
