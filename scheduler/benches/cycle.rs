@@ -47,6 +47,17 @@ fn resident_mib() -> u64 {
 
 const GIB: i64 = 1 << 30;
 
+/// How alike nodes and tasks are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Likeness {
+    /// A few kinds of nodes.
+    Alike,
+    /// Memory of nodes in single bytes: no two are alike, not even when empty.
+    Unlike,
+    /// The same of tasks, and a GPU on some of both.
+    Odd,
+}
+
 /// What is measured.
 #[derive(Clone, Copy)]
 struct Case {
@@ -55,8 +66,7 @@ struct Case {
     tasks: u32,
     arrays: u32,
     classes: u64,
-    /// Memory in single bytes and a GPU on some nodes and tasks: hardly two states are alike.
-    odd: bool,
+    fleet: Likeness,
 }
 
 struct Fleet {
@@ -83,12 +93,12 @@ impl Fleet {
         let specs = (0..case.nodes).map(|n| {
             let cores = [16, 24, 32, 48, 64, 96, 96, 128][n % 8];
             let memory = cores * (2 + (n as i64 / 8) % 3 * 2) * GIB;
-            let slip = if case.odd {
+            let slip = if case.fleet != Likeness::Alike {
                 random.next(1 << 28) as i64
             } else {
                 0
             };
-            let gpus = if case.odd && n % 4 == 0 {
+            let gpus = if case.fleet == Likeness::Odd && n % 4 == 0 {
                 8 * DEVICE
             } else {
                 0
@@ -126,14 +136,11 @@ impl Fleet {
     }
 
     fn classes(&mut self, case: Case) -> Vec<Class> {
+        let odd = case.fleet == Likeness::Odd;
         let random = &mut self.random;
         let class = |i: u64| {
             let cpu = 100 * (1 + random.next(40)) as i64;
-            let slip = if case.odd {
-                random.next(1 << 20) as i64
-            } else {
-                0
-            };
+            let slip = if odd { random.next(1 << 20) as i64 } else { 0 };
             let mut spec = ClassSpec {
                 requests: BTreeMap::from([
                     ("cpu".into(), cpu),
@@ -148,7 +155,7 @@ impl Fleet {
                 spec.node_selector
                     .insert("zone".into(), format!("z{}", (i / 8) % 4));
             }
-            if case.odd && i % 16 == 1 {
+            if odd && i % 16 == 1 {
                 let gpu = [250, 500, 1000, 2000][random.next(4) as usize];
                 spec.requests.insert("gpu".into(), gpu);
             }
@@ -290,7 +297,11 @@ fn fill(table: &mut Table, case: Case, seed: u64, rounds: u32) {
         case.tasks,
         case.arrays,
         case.classes,
-        if case.odd { ", odd" } else { "" }
+        match case.fleet {
+            Likeness::Alike => "",
+            Likeness::Unlike => ", unlike",
+            Likeness::Odd => ", odd",
+        }
     );
     if !name.contains(&table.only) {
         return;
@@ -328,7 +339,7 @@ fn changes(table: &mut Table, seed: u64) {
         tasks: 200_000,
         arrays: 1000,
         classes: 200,
-        odd: false,
+        fleet: Likeness::Alike,
     };
     let mut fleet = Fleet::new(case, seed);
     let queues: Vec<QueueId> = (0..1000)
@@ -373,7 +384,7 @@ fn main() {
         tasks: 1_000_000,
         arrays: 1000,
         classes: 64,
-        odd: false,
+        fleet: Likeness::Alike,
     };
     if short {
         let small = Case {
@@ -384,12 +395,12 @@ fn main() {
             ..million
         };
         for policy in [Policy::BinPack, Policy::Spread, Policy::Fragmentation] {
-            for odd in [false, true] {
+            for fleet in [Likeness::Alike, Likeness::Unlike, Likeness::Odd] {
                 fill(
                     &mut table,
                     Case {
                         policy,
-                        odd,
+                        fleet,
                         ..small
                     },
                     seed,
@@ -422,16 +433,20 @@ fn main() {
             ..million
         };
         let odd = Case {
-            odd: true,
+            fleet: Likeness::Odd,
             ..distinct
         };
-        for case in [million, distinct, spread, odd] {
+        let unlike = Case {
+            fleet: Likeness::Unlike,
+            ..distinct
+        };
+        for case in [million, distinct, spread, unlike, odd] {
             fill(&mut table, case, seed, 100);
         }
         fill(
             &mut table,
             Case {
-                odd: true,
+                fleet: Likeness::Odd,
                 ..spread
             },
             seed,
@@ -440,7 +455,7 @@ fn main() {
         fill(
             &mut table,
             Case {
-                odd: true,
+                fleet: Likeness::Odd,
                 ..fragmentation
             },
             seed,
@@ -457,7 +472,7 @@ fn main() {
                 tasks: 50_000,
                 arrays: 50_000,
                 classes,
-                odd: false,
+                fleet: Likeness::Alike,
             };
             fill(&mut table, case, seed, 0);
         }

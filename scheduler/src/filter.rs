@@ -1,6 +1,6 @@
-//! Filter: may a task of this class be on a node with this profile, and how many fit.
+//! Filter: may a task of this class be on a node with these traits, and how many fit.
 
-use crate::cluster::profiles::Profile;
+use crate::cluster::profiles::Traits;
 use crate::mutant::{Mutant, mutant};
 use crate::spec::{Effect, Taint, Toleration};
 
@@ -17,18 +17,18 @@ pub(crate) struct Wants {
 
 impl Wants {
     /// Whether a node may be used as far as labels go.
-    pub fn hold(&self, profile: &Profile) -> bool {
-        meets(&self.pairs, profile) && self.required_hold(profile)
+    pub fn hold(&self, traits: &Traits) -> bool {
+        meets(&self.pairs, traits) && self.required_hold(traits)
     }
 
     /// Whether one of the required terms holds.
-    pub fn required_hold(&self, profile: &Profile) -> bool {
-        self.required.is_empty() || self.required.iter().any(|term| meets(term, profile))
+    pub fn required_hold(&self, traits: &Traits) -> bool {
+        self.required.is_empty() || self.required.iter().any(|term| meets(term, traits))
     }
 
     /// The sum of the weights of the preferred terms that hold, within ±[`PREFERENCE_MAX`].
-    pub fn preference(&self, profile: &Profile) -> i32 {
-        let held = self.preferred.iter().filter(|(_, t)| meets(t, profile));
+    pub fn preference(&self, traits: &Traits) -> i32 {
+        let held = self.preferred.iter().filter(|(_, t)| meets(t, traits));
         let sum: i64 = held.map(|(weight, _)| i64::from(*weight)).sum();
         sum.clamp(-PREFERENCE_MAX, PREFERENCE_MAX) as i32
     }
@@ -39,24 +39,24 @@ impl Wants {
 pub(crate) const PREFERENCE_MAX: i64 = 1 << 20;
 
 /// Labels, taints, cordon and readiness.
-pub(crate) fn suits(wants: &Wants, tolerations: &[Toleration], profile: &Profile) -> bool {
-    profile.ready
-        && !profile.unschedulable
-        && wants.hold(profile)
-        && blocking_taint(tolerations, profile).is_none()
+pub(crate) fn suits(wants: &Wants, tolerations: &[Toleration], traits: &Traits) -> bool {
+    traits.ready
+        && !traits.unschedulable
+        && wants.hold(traits)
+        && blocking_taint(tolerations, traits).is_none()
 }
 
 /// Whether the node meets every one of the atoms.
-fn meets(atoms: &[u32], profile: &Profile) -> bool {
-    atoms.iter().all(|a| profile.atoms.binary_search(a).is_ok())
+fn meets(atoms: &[u32], traits: &Traits) -> bool {
+    atoms.iter().all(|a| traits.atoms.binary_search(a).is_ok())
 }
 
 /// A taint that keeps the class away, if there is one.
 pub(crate) fn blocking_taint<'a>(
     tolerations: &[Toleration],
-    profile: &'a Profile,
+    traits: &'a Traits,
 ) -> Option<&'a Taint> {
-    profile.taints.iter().find(|t| {
+    traits.taints.iter().find(|t| {
         t.effect != Effect::PreferNoSchedule
             && !tolerated(tolerations, t)
             && !mutant(Mutant::IgnoreTaint)
@@ -64,8 +64,8 @@ pub(crate) fn blocking_taint<'a>(
 }
 
 /// Whether other nodes should be tried first.
-pub(crate) fn shuns(tolerations: &[Toleration], profile: &Profile) -> bool {
-    profile
+pub(crate) fn shuns(tolerations: &[Toleration], traits: &Traits) -> bool {
+    traits
         .taints
         .iter()
         .any(|t| t.effect == Effect::PreferNoSchedule && !tolerated(tolerations, t))

@@ -32,6 +32,7 @@ pub mod estimate;
 mod explain;
 mod fair;
 mod filter;
+mod finder;
 pub mod forecast;
 mod index;
 mod intern;

@@ -6,7 +6,7 @@ use crate::cluster::profiles::Profile;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::filter::{self, PREFERENCE_MAX};
-use crate::index::Index;
+use crate::finder::{Finder, is_shared};
 use crate::mutant::{Mutant, mutant};
 use crate::score::fragmentation::Outlook;
 use crate::score::{self, Fill, Score, StateView};
@@ -106,7 +106,8 @@ fn place_by(
     let plain = vetoes.is_empty() && shape.ports.is_empty();
     let policy_impl = score::of(policy);
     let single = policy_impl.fill() == Fill::Single;
-    if first && count <= SCAN_TASKS_MAX && plain {
+    let shared = is_shared(&cluster.classes.all[class as usize], policy_impl);
+    if first && count <= SCAN_TASKS_MAX && plain && !shared {
         let mut left = count;
         while left > 0 && budget.left > 0 {
             budget.spend(cluster.states.live.len() as u64);
@@ -122,24 +123,14 @@ fn place_by(
         }
         return count - left;
     }
-    let entry = &mut cluster.classes.all[class as usize];
-    let mut index = take_index(entry, policy);
-    if let Some(at) = entry.parked.iter().position(|(p, _)| *p == policy) {
-        // Rules of other tasks, which are gone.
-        for entry in entry.parked.swap_remove(at).1.all() {
-            index.put_back(entry);
-        }
-    }
-    let mut aside = Vec::new();
+    let mut finder = Finder::take(cluster, class, policy, policy_impl);
     let mut left = count;
     while left > 0 && budget.left > 0 {
         let rater = Rater::new(cluster, class, &shape, policy_impl);
-        let scored = index.catch_up(&cluster.states, |state| rater.rate(state));
-        budget.spend(scored);
-        let Some(best) = index.best(&cluster.states) else {
+        let Some(best) = finder.best(&rater, budget) else {
             break;
         };
-        let state = best.state.id;
+        let state = best.id;
         let per_node = match policy_impl.fill() {
             Fill::Deep => {
                 let profiles = &cluster.profiles.all;
@@ -149,7 +140,7 @@ fn place_by(
         };
         if plain {
             // The last node of the batch may take fewer; the others of the state stay for the next demand.
-            while left > 0 && cluster.states.is_live(best.state) {
+            while left > 0 && cluster.states.is_live(best) {
                 let node = lowest(&cluster.states, state);
                 let n = per_node.min(left);
                 cluster.take(node, queue, shape_id, run, n, |task| {
@@ -189,20 +180,12 @@ fn place_by(
                 }
             }
             // What is still in the state may not be used: look behind it.
-            if left > 0
-                && !again
-                && cluster.states.is_live(best.state)
-                && let Some(entry) = index.set_aside()
-            {
-                aside.push(entry);
+            if left > 0 && !again && cluster.states.is_live(best) {
+                finder.set_aside();
             }
         }
     }
-    for entry in aside {
-        index.put_back(entry);
-    }
-    let indexes = &mut cluster.classes.all[class as usize].indexes;
-    indexes.push((policy, index));
+    finder.give_back(&mut cluster.classes.all[class as usize], policy);
     count - left
 }
 
@@ -235,9 +218,10 @@ pub(crate) fn place_on(
         }
         let entry = &cluster.classes.all[ask.class as usize];
         let profile = cluster.states.profile[state as usize] as usize;
+        let traits = cluster.profiles.all[profile].traits;
         let (states, profiles) = (&cluster.states, &cluster.profiles.all);
         let fit = states.room(profiles, state, &shape.requests).min(left);
-        if fit == 0 || !entry.suits.contains(profile) || entry.shuns.contains(profile) {
+        if fit == 0 || !entry.suits(traits) || entry.shuns(traits) {
             continue;
         }
         let n = allowed(cluster, vetoes, &shape, *node, ask.class, fit);
@@ -301,28 +285,22 @@ pub(crate) fn fits_somewhere(cluster: &Cluster, class: u32) -> bool {
     let requests = &cluster.tasks.shapes.get(entry.shape).requests;
     let states = &cluster.states;
     states.live.iter().any(|state| {
-        entry
-            .suits
-            .contains(states.profile[*state as usize] as usize)
+        let profile = states.profile[*state as usize] as usize;
+        entry.suits(cluster.profiles.all[profile].traits)
             && states.fits(&cluster.profiles.all, *state, requests)
     })
 }
 
-pub(crate) fn take_index(entry: &mut ClassEntry, policy: Policy) -> Index {
-    match entry.indexes.iter().position(|(p, _)| *p == policy) {
-        Some(i) => entry.indexes.swap_remove(i).1,
-        None => Index::default(),
-    }
-}
-
 /// What rating a state needs, borrowed once per pass over many states.
 pub(crate) struct Rater<'a> {
-    states: &'a States,
+    pub states: &'a States,
     profiles: &'a [Profile],
     entry: &'a ClassEntry,
     requests: &'a [(u32, i64)],
     policy: &'a dyn Score,
     outlook: &'a Outlook,
+    /// See [`Cluster::asked`].
+    pub asked: u64,
     /// Whether something that it asks for comes as devices anywhere.
     asks_devices: bool,
 }
@@ -332,6 +310,7 @@ impl<'a> Rater<'a> {
         let devices = &cluster.profiles.device_resources;
         let asks_devices = shape.requests.iter().any(|(r, _)| devices.contains(r));
         Rater {
+            asked: cluster.asked(&shape.requests),
             asks_devices,
             states: &cluster.states,
             profiles: &cluster.profiles.all,
@@ -342,11 +321,28 @@ impl<'a> Rater<'a> {
         }
     }
 
+    /// Number of the traits of a state's nodes.
+    pub fn traits_of(&self, state: u32) -> u32 {
+        self.profiles[self.states.profile[state as usize] as usize].traits
+    }
+
+    /// Whether the class can use a state, which has these traits.
+    #[inline]
+    pub fn takes(&self, traits: u32, state: u32) -> bool {
+        self.entry.suits(traits)
+            && filter::fits(self.states.free_of(state), self.requests)
+            && (!self.asks_devices || self.states.fits(self.profiles, state, self.requests))
+    }
+
     /// The score of a state; None if the class cannot use it.
     pub fn rate(&self, state: u32) -> Option<i64> {
         let free = self.states.free_of(state);
+        if !filter::fits(free, self.requests) {
+            return None;
+        }
         let profile = self.states.profile[state as usize] as usize;
-        if !filter::fits(free, self.requests) || !self.entry.suits.contains(profile) {
+        let traits = self.profiles[profile].traits;
+        if !self.entry.suits(traits) {
             return None;
         }
         if self.asks_devices && !self.states.fits(self.profiles, state, self.requests) {
@@ -364,8 +360,8 @@ impl<'a> Rater<'a> {
             },
             self.requests,
         );
-        let score = score.clamp(-SCORE_MAX, SCORE_MAX) + PREFER * self.entry.preference(profile);
-        Some(if self.entry.shuns.contains(profile) {
+        let score = score.clamp(-SCORE_MAX, SCORE_MAX) + PREFER * self.entry.preference(traits);
+        Some(if self.entry.shuns(traits) {
             score - SHUN
         } else {
             score

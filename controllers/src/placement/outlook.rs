@@ -18,7 +18,7 @@ use crate::lifecycle;
 /// Forecasts are made anew at most this often, in milliseconds: each plans everything that waits.
 const EVERY: Time = 5_000;
 /// Work units of one forecast: some tens of milliseconds.
-const BUDGET: u64 = 2_000_000;
+pub(super) const BUDGET: u64 = 2_000_000;
 /// Median and 90th percentile, in thousandths.
 const QUANTILES: [u16; 2] = [500, 900];
 
@@ -134,13 +134,20 @@ impl Memory {
 
     /// The forecast of a waiting Job's next start.
     pub(super) fn estimated_start(&self, serial: u64) -> Option<EstimatedStart> {
-        let time = |at: Time| Some(MetaTime(Timestamp::from_millisecond(at).ok()?));
         let [p50, p90] = *self.outlook.starts.get(&serial)?;
-        Some(EstimatedStart {
-            p50_time: time(p50)?,
-            p90_time: time(p90)?,
-        })
+        estimated(p50, p90)
     }
+}
+
+/// A forecast as people are told it; None where nothing is known.
+pub(super) fn estimated(p50: Time, p90: Time) -> Option<EstimatedStart> {
+    let time = |at: Time| Some(MetaTime(Timestamp::from_millisecond(at).ok()?));
+    let known = p50 != NEVER && p90 != NEVER;
+    known.then_some(())?;
+    Some(EstimatedStart {
+        p50_time: time(p50)?,
+        p90_time: time(p90)?,
+    })
 }
 
 /// The condition DeadlineFeasible of a Job that has a deadline: status, reason, message.
@@ -155,6 +162,10 @@ pub(super) fn deadline(
     let end_by = time(&object.spec.finish_deadline_time);
     if start_by.is_none() && end_by.is_none() {
         return None;
+    }
+    let never = |w: &WaitingFor| w.reasons.iter().any(|r| r.reason == "NeverFits");
+    if waiting.is_some_and(never) {
+        return Some(("False", "NeverFits", "no node could hold one of its tasks"));
     }
     let estimate = waiting.and_then(|w| w.estimated_start.as_ref());
     let start = match (waiting, estimate) {

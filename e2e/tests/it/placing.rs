@@ -185,7 +185,10 @@ fn the_first_tasks_of_many(cluster: &Cluster) {
     apply(cluster, &many);
     wait_running(cluster, "many", 2);
     assert_eq!(running(cluster, "many"), planned(&answer), "as planned");
-    assert_eq!(cluster.job("many")["status"]["waiting"], 2);
+    eventually("its status says how many wait", || {
+        let status = &cluster.job("many")["status"];
+        check(status["waiting"] == 2, || status.to_string())
+    });
 }
 
 /// Cells of a queue's row of `rota queue`, by header.

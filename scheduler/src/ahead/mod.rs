@@ -495,12 +495,11 @@ fn allowed_profiles(cluster: &Cluster, class: u32) -> FixedBitSet {
     let tolerations = &entry.class.spec().tolerations;
     let mut allowed = FixedBitSet::with_capacity(cluster.profiles.all.len());
     for (p, profile) in cluster.profiles.all.iter().enumerate() {
-        // Profiles born since the class last learnt are judged here.
-        let suits = if p < entry.suits.len() {
-            entry.suits.contains(p)
-        } else {
-            filter::suits(&entry.wants, tolerations, profile)
-        };
+        // Traits that are new since the class last learnt are judged here.
+        let suits = entry.suits_if_learnt(profile.traits).unwrap_or_else(|| {
+            let traits = &cluster.profiles.traits[profile.traits as usize];
+            filter::suits(&entry.wants, tolerations, traits)
+        });
         allowed.set(p, suits && profile.could_hold(requests));
     }
     allowed

@@ -5,6 +5,7 @@
 
 pub(crate) mod devices;
 mod leaving;
+pub(crate) mod leftovers;
 mod owners;
 pub(crate) mod profiles;
 pub(crate) mod queues;
@@ -19,6 +20,7 @@ pub use queues::{Detached, QueueId};
 pub use tasks::TaskId;
 
 use self::devices::NodeDevices;
+use self::leftovers::Measure;
 use self::owners::{OWNERS_FIRST, Owners};
 use self::profiles::Profiles;
 use self::queues::Queue;
@@ -28,8 +30,8 @@ use self::typical::Typical;
 use crate::ahead::{Lanes, Promises};
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
+use crate::finder::BestFit;
 use crate::intern::{FxMap, Names};
-use crate::score::UNIT;
 use crate::sequence::Sizes;
 use crate::side::Side;
 use crate::spec::{Class, ClassSpec, Expression, NodeSpec, NodeTerm, Operator, Time};
@@ -313,9 +315,11 @@ impl Cluster {
             self.magnitude[r as usize] = bits;
             for i in 0..self.states.live.len() {
                 let state = self.states.live[i];
-                self.states.leftover[state as usize] =
-                    leftover(&self.magnitude, self.states.free_of(state));
+                let measure = Measure::of(&self.magnitude, self.states.free_of(state), 0);
+                self.states.leftover[state as usize] = measure.leftover;
+                self.states.digest[state as usize] = measure.digest;
             }
+            self.states.leftovers.stop();
             self.drop_indexes();
         }
     }
@@ -323,6 +327,7 @@ impl Cluster {
     pub(crate) fn drop_indexes(&mut self) {
         for class in &mut self.classes.all {
             class.indexes.clear();
+            class.best_fit = BestFit::default();
             class.parked.clear();
         }
     }
@@ -394,10 +399,10 @@ impl Cluster {
         for (f, (c, u)) in free.iter_mut().zip(capacity.iter().zip(used)) {
             *f = clamp(i128::from(*c) - *u);
         }
-        let magnitude = &self.magnitude;
+        let (magnitude, traits) = (&self.magnitude, profile.traits);
         let free = &*free;
         self.states.attach(id, node.profile, free, devices, || {
-            leftover(magnitude, free)
+            Measure::of(magnitude, free, traits)
         });
         if self.states.count[self.states.of_node[id as usize] as usize] > 1 {
             self.side.joined(id);
@@ -424,6 +429,11 @@ impl Cluster {
     /// Lets a class look at profiles that are new to it.
     pub(crate) fn learn_profiles(&mut self, class: u32) {
         self.classes.all[class as usize].learn(&self.profiles);
+    }
+
+    /// What is asked for, as the order of states by what is left over compares it.
+    pub(crate) fn asked(&self, requests: &[(u32, i64)]) -> u64 {
+        leftovers::digest(&self.magnitude, requests.iter().copied())
     }
 
     /// What a class asks of node labels; nodes that meet a new atom move to other profiles.
@@ -528,6 +538,7 @@ impl Cluster {
                 self.drop_shape(class.shape);
             }
             self.total.fill(0);
+            self.states.leftovers.stop();
             self.profiles.forget();
             self.typical.forget_profiles();
             for n in 0..self.nodes.len() as u32 {
@@ -553,21 +564,4 @@ impl Cluster {
 /// Into the range of i64.
 pub(crate) fn clamp(amount: i128) -> i64 {
     i64::try_from(amount).unwrap_or(if amount < 0 { i64::MIN } else { i64::MAX })
-}
-
-/// Sum of the free amounts, each in [`UNIT`]s of the resource's magnitude.
-fn leftover(magnitude: &[u32], free: &[i64]) -> i64 {
-    let unit_bits = UNIT.trailing_zeros();
-    magnitude
-        .iter()
-        .zip(free)
-        .map(|(bits, amount)| {
-            let amount = (*amount).max(0);
-            if *bits >= unit_bits {
-                amount >> (bits - unit_bits)
-            } else {
-                amount << (unit_bits - bits)
-            }
-        })
-        .fold(0, i64::saturating_add)
 }

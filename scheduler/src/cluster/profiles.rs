@@ -1,9 +1,10 @@
 //! Profiles: what does not change about nodes while tasks come and go.
 //!
-//! A profile is capacity, taints, cordon, readiness, and which of the *atoms* the node meets. An
-//! atom is a label pair or an expression over labels that some class asks for. Labels that nobody
-//! asks about do not split nodes. When a class asks for a new atom, only the nodes that meet it move
-//! to other profiles.
+//! A profile is a capacity and *traits*: taints, cordon, readiness, and which of the *atoms* the node
+//! meets. Whether a class may use a node depends on its traits alone, of which there are few however
+//! many capacities there are. An atom is a label pair or an expression over labels that some class
+//! asks for. Labels that nobody asks about do not split nodes. When a class asks for a new atom, only
+//! the nodes that meet it move to other profiles.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -14,16 +15,23 @@ use crate::filter;
 use crate::intern::{FxMap, FxSet};
 use crate::spec::{DEVICE, Expression, NodeSpec, Operator, Taint};
 
+/// What decides which classes may use a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Profile {
-    /// Amounts in all, as long as the stride.
-    pub capacity: Box<[i64]>,
+pub(crate) struct Traits {
     /// Atoms that are asked for and met, sorted.
     pub atoms: Box<[u32]>,
     /// Sorted.
     pub taints: Box<[Taint]>,
     pub ready: bool,
     pub unschedulable: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Profile {
+    /// Amounts in all, as long as the stride.
+    pub capacity: Box<[i64]>,
+    /// Number in [`Profiles::traits`].
+    pub traits: u32,
     /// Resources that come as devices.
     pub devices: Box<Layout>,
 }
@@ -67,6 +75,9 @@ pub(crate) struct Profiles {
     /// Nodes per profile.
     pub nodes: Vec<u32>,
     ids: FxMap<Profile, u32>,
+    /// Traits that some profile has, or had, by number.
+    pub traits: Vec<Traits>,
+    traits_ids: FxMap<Traits, u32>,
     /// Atoms that are label pairs; numbers are shared with `expressions`.
     pairs: FxMap<(String, String), u32>,
     /// Atoms that are expressions, in order of number.
@@ -159,26 +170,45 @@ impl Profiles {
         let mut taints = spec.taints.clone();
         taints.sort();
         taints.dedup();
-        let profile = Profile {
-            capacity,
+        let traits = self.intern_traits(Traits {
             atoms: atoms.into(),
             taints: taints.into(),
             ready: spec.ready,
             unschedulable: spec.unschedulable,
+        });
+        self.intern(Profile {
+            capacity,
+            traits,
             devices,
-        };
-        self.intern(profile)
+        })
     }
 
     /// The profile that differs from one by meeting an atom more. Looks at no other atom.
     pub fn with(&mut self, profile: u32, atom: u32) -> u32 {
-        let mut profile = self.all[profile as usize].clone();
-        if let Err(at) = profile.atoms.binary_search(&atom) {
-            let mut atoms = profile.atoms.into_vec();
+        let profile = self.all[profile as usize].clone();
+        let mut traits = self.traits[profile.traits as usize].clone();
+        if let Err(at) = traits.atoms.binary_search(&atom) {
+            let mut atoms = traits.atoms.into_vec();
             atoms.insert(at, atom);
-            profile.atoms = atoms.into();
+            traits.atoms = atoms.into();
         }
-        self.intern(profile)
+        let traits = self.intern_traits(traits);
+        self.intern(Profile { traits, ..profile })
+    }
+
+    /// The traits of a profile.
+    pub fn traits_of(&self, profile: u32) -> &Traits {
+        &self.traits[self.all[profile as usize].traits as usize]
+    }
+
+    fn intern_traits(&mut self, traits: Traits) -> u32 {
+        if let Some(id) = self.traits_ids.get(&traits) {
+            return *id;
+        }
+        let id = self.traits.len() as u32;
+        self.traits.push(traits.clone());
+        self.traits_ids.insert(traits, id);
+        id
     }
 
     fn intern(&mut self, profile: Profile) -> u32 {
@@ -200,6 +230,8 @@ impl Profiles {
         self.all.clear();
         self.nodes.clear();
         self.ids.clear();
+        self.traits.clear();
+        self.traits_ids.clear();
         self.pairs.clear();
         self.expressions.clear();
         self.expression_ids.clear();

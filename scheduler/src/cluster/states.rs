@@ -4,11 +4,13 @@
 //! side by side in flat arrays, and keep their nodes in intrusive lists, so moving a node costs a
 //! few writes. A state dies with its last node; its number is used again under a new generation.
 //! Every birth is logged, so that per-class indexes catch up with what is new instead of looking
-//! at everything again.
+//! at everything again. The order of live states by what is left over ([`Leftovers`]) is kept for
+//! all classes together.
 
 use std::borrow::Cow;
 
 use super::devices::{self, Free};
+use super::leftovers::{Key, Leftovers, Measure};
 use super::profiles::Profile;
 use super::tasks::Counted;
 use crate::filter;
@@ -33,6 +35,9 @@ pub(crate) struct States {
     pub count: Vec<u32>,
     pub generation: Vec<u32>,
     pub leftover: Vec<i64>,
+    /// See [`Measure`].
+    pub digest: Vec<u64>,
+    pub leftovers: Leftovers,
     /// What is free of each device: a number in `device_sets`, 0 for none.
     devices: Vec<u32>,
     device_sets: Counted<Free>,
@@ -68,6 +73,8 @@ impl States {
             count: Vec::new(),
             generation: Vec::new(),
             leftover: Vec::new(),
+            digest: Vec::new(),
+            leftovers: Leftovers::default(),
             devices: Vec::new(),
             device_sets,
             live: Vec::new(),
@@ -132,6 +139,33 @@ impl States {
         devices::room(layout, self.devices_of(state), requests)
     }
 
+    /// Where a state stands by what is left over.
+    #[inline]
+    pub fn key_of(&self, state: u32) -> Key {
+        Key {
+            leftover: self.leftover[state as usize],
+            state,
+        }
+    }
+
+    /// From now on the order by what is left over is kept.
+    pub fn order_by_leftover(&mut self, profiles: &[Profile]) {
+        if self.leftovers.is_on() {
+            return;
+        }
+        let measured = self.live.iter().map(|state| {
+            let s = *state as usize;
+            let measure = Measure {
+                leftover: self.leftover[s],
+                digest: self.digest[s],
+                traits: profiles[self.profile[s] as usize].traits,
+            };
+            (*state, measure)
+        });
+        let measured = measured.collect();
+        self.leftovers.start(measured);
+    }
+
     pub fn is_live(&self, state: StateRef) -> bool {
         self.generation[state.id as usize] == state.generation && self.count[state.id as usize] > 0
     }
@@ -187,7 +221,7 @@ impl States {
         profile: u32,
         free: &[i64],
         devices: Free,
-        leftover: impl Fn() -> i64,
+        measure: impl Fn() -> Measure,
     ) {
         debug_assert_eq!(self.of_node[node as usize], NONE);
         let set = if devices.is_empty() {
@@ -195,7 +229,7 @@ impl States {
         } else {
             self.device_sets.intern(devices).0
         };
-        let state = self.find_or_bear(profile, free, set, leftover);
+        let state = self.find_or_bear(profile, free, set, measure);
         let (s, n) = (state as usize, node as usize);
         let head = self.head[s];
         self.prev[n] = NONE;
@@ -222,7 +256,7 @@ impl States {
         profile: u32,
         free: &[i64],
         devices: u32,
-        leftover: impl Fn() -> i64,
+        measure: impl Fn() -> Measure,
     ) -> u32 {
         let mut mask = self.table.len() - 1;
         let hash = Self::hash(profile, free, devices);
@@ -240,6 +274,7 @@ impl States {
         if devices != 0 {
             self.device_sets.keep(devices, 1);
         }
+        let measure = measure();
         let state = match self.dead.pop() {
             Some(state) => {
                 let s = state as usize;
@@ -248,7 +283,8 @@ impl States {
                 self.profile[s] = profile;
                 self.devices[s] = devices;
                 self.head[s] = NONE;
-                self.leftover[s] = leftover();
+                self.leftover[s] = measure.leftover;
+                self.digest[s] = measure.digest;
                 self.live_at[s] = self.live.len() as u32;
                 state
             }
@@ -260,12 +296,14 @@ impl States {
                 self.head.push(NONE);
                 self.count.push(0);
                 self.generation.push(0);
-                self.leftover.push(leftover());
+                self.leftover.push(measure.leftover);
+                self.digest.push(measure.digest);
                 self.live_at.push(self.live.len() as u32);
                 state
             }
         };
         self.live.push(state);
+        self.leftovers.insert(state, measure);
         if self.births.len() > 4 * self.live.len() + BIRTHS_SLACK {
             self.births_start += self.births.len() as u64;
             self.births.clear();
@@ -321,6 +359,7 @@ impl States {
             at = (at + 1) & mask;
         }
         self.table[hole] = NONE;
+        self.leftovers.remove(self.key_of(state));
         if self.devices[s] != 0 {
             self.device_sets.drop_one(self.devices[s]);
         }

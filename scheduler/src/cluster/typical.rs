@@ -163,9 +163,10 @@ impl Cluster {
                 }
                 let tolerations = &entry.class.spec().tolerations;
                 let suits = |(p, profile): &(usize, &Profile)| {
+                    let traits = &self.profiles.traits[profile.traits as usize];
                     self.profiles.nodes[*p] > 0
-                        && entry.wants.hold(profile)
-                        && filter::blocking_taint(tolerations, profile).is_none()
+                        && entry.wants.hold(traits)
+                        && filter::blocking_taint(tolerations, traits).is_none()
                         && profile.could_hold(requests)
                 };
                 let all = self.profiles.all.iter().enumerate();

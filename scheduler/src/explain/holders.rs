@@ -34,7 +34,8 @@ pub(super) fn holders(cluster: &Cluster, class: u32) -> Vec<Holder> {
     let mut looked = 0;
     for state in &states.live {
         let profile = states.profile[*state as usize] as usize;
-        if !entry.suits.contains(profile) || states.fits(&cluster.profiles.all, *state, requests) {
+        let traits = cluster.profiles.all[profile].traits;
+        if !entry.suits(traits) || states.fits(&cluster.profiles.all, *state, requests) {
             continue;
         }
         let mut node = states.head[*state as usize];

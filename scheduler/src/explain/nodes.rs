@@ -51,16 +51,17 @@ pub(super) fn look_at_nodes(
     for state in &states.live {
         let nodes = states.count[*state as usize];
         let profile = &cluster.profiles.all[states.profile[*state as usize] as usize];
+        let traits = &cluster.profiles.traits[profile.traits as usize];
         let free = &states.usable(&cluster.profiles.all, *state, requests);
         let fits = filter::fits(free, requests);
         let missing: Vec<u32> = entry
             .wants
             .pairs
             .iter()
-            .filter(|p| profile.atoms.binary_search(p).is_err())
+            .filter(|p| traits.atoms.binary_search(p).is_err())
             .copied()
             .collect();
-        let blocking: Vec<&Taint> = profile
+        let blocking: Vec<&Taint> = traits
             .taints
             .iter()
             .filter(|t| {
@@ -68,15 +69,15 @@ pub(super) fn look_at_nodes(
                     && !spec.tolerations.iter().any(|s| s.accepts(t))
             })
             .collect();
-        not_ready += if profile.ready { 0 } else { nodes };
-        cordoned += if profile.unschedulable { nodes } else { 0 };
+        not_ready += if traits.ready { 0 } else { nodes };
+        cordoned += if traits.unschedulable { nodes } else { 0 };
         mismatch += if missing.is_empty() { 0 } else { nodes };
-        let affine = entry.wants.required_hold(profile);
+        let affine = entry.wants.required_hold(traits);
         unaffine += if affine { 0 } else { nodes };
         for taint in &blocking {
             add(&mut taints, taint, nodes);
         }
-        let open = profile.ready && !profile.unschedulable;
+        let open = traits.ready && !traits.unschedulable;
         match (missing.len(), blocking.len()) {
             (0, 0) if !affine => {
                 only_unaffine += if open && fits { nodes } else { 0 };
@@ -217,10 +218,8 @@ pub(super) fn how_many_fit(cluster: &Cluster, id: u32, most: u32) -> u32 {
     let states = &cluster.states;
     let mut fit = 0u64;
     for state in &states.live {
-        if entry
-            .suits
-            .contains(states.profile[*state as usize] as usize)
-        {
+        let profile = states.profile[*state as usize] as usize;
+        if entry.suits(cluster.profiles.all[profile].traits) {
             let each = states.room(&cluster.profiles.all, *state, requests);
             fit += u64::from(each) * u64::from(states.count[*state as usize]);
         }

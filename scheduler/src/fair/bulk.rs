@@ -89,7 +89,7 @@ impl Slots {
         let states = &cluster.states;
         let fit = states.live.iter().map(|state| {
             let profile = states.profile[*state as usize] as usize;
-            if entry.suits.contains(profile) {
+            if entry.suits(cluster.profiles.all[profile].traits) {
                 let each = states.room(&cluster.profiles.all, *state, requests);
                 u64::from(each) * u64::from(states.count[*state as usize])
             } else {

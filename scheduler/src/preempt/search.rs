@@ -277,20 +277,19 @@ impl<'a> Search<'a> {
     /// Whether the class may use a node, and would fit if it were empty.
     pub fn suits(&self, node: u32) -> bool {
         let profile = self.cluster.nodes[node as usize].profile;
-        profile != NONE
-            && self.cluster.classes.all[self.want.class as usize]
-                .suits
-                .contains(profile as usize)
-            && self.cluster.profiles.all[profile as usize].could_hold(&self.shape.requests)
+        let Some(profile) = self.cluster.profiles.all.get(profile as usize) else {
+            return false;
+        };
+        self.cluster.classes.all[self.want.class as usize].suits(profile.traits)
+            && profile.could_hold(&self.shape.requests)
     }
 
     /// Whether nodes of this state hold a task of the class as they are.
     pub fn holds(&self, state: u32) -> bool {
         let states = &self.cluster.states;
         let profile = states.profile[state as usize] as usize;
-        self.cluster.classes.all[self.want.class as usize]
-            .suits
-            .contains(profile)
+        let traits = self.cluster.profiles.all[profile].traits;
+        self.cluster.classes.all[self.want.class as usize].suits(traits)
             && states.fits(&self.cluster.profiles.all, state, &self.shape.requests)
     }
 

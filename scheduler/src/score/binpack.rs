@@ -11,4 +11,7 @@ impl Score for BinPack {
     fn fill(&self) -> Fill {
         Fill::Deep
     }
+    fn is_leftover(&self) -> bool {
+        true
+    }
 }

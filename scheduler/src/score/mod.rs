@@ -66,6 +66,11 @@ pub trait Score: Sync {
     fn score(&self, state: &StateView<'_>, requests: &[(u32, i64)]) -> i64;
     /// How batches fill nodes; must agree with what the score prefers.
     fn fill(&self) -> Fill;
+    /// Whether the score is minus what is left over and nothing else: then one order of states
+    /// serves all classes.
+    fn is_leftover(&self) -> bool {
+        false
+    }
 }
 
 /// The registry.

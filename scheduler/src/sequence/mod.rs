@@ -197,9 +197,10 @@ fn whole<'a>(
     let everywhere = *judged.entry(class).or_insert_with(|| {
         cluster.learn_profiles(class);
         let entry = &cluster.classes.all[class as usize];
-        let profiles = cluster.profiles.nodes.iter().zip(&cluster.profiles.all);
-        profiles.enumerate().all(|(p, (nodes, profile))| {
-            *nodes == 0 || !profile.ready || profile.unschedulable || entry.suits.contains(p)
+        let mut profiles = cluster.profiles.nodes.iter().zip(&cluster.profiles.all);
+        profiles.all(|(nodes, profile)| {
+            let traits = &cluster.profiles.traits[profile.traits as usize];
+            *nodes == 0 || !traits.ready || traits.unschedulable || entry.suits(profile.traits)
         })
     });
     everywhere.then_some((demand, class))
@@ -218,10 +219,11 @@ fn outlook(
     let mut runs = (0, 0);
     budget.spend(cluster.task_count() as u64);
     for (n, node) in cluster.nodes.iter().enumerate() {
-        let Some(profile) = cluster.profiles.all.get(node.profile as usize) else {
+        if node.profile == NONE {
             continue;
-        };
-        if !profile.ready || profile.unschedulable {
+        }
+        let traits = cluster.profiles.traits_of(node.profile);
+        if !traits.ready || traits.unschedulable {
             continue;
         }
         let state = cluster.states.of_node[n];

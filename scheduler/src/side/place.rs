@@ -14,7 +14,7 @@ use crate::classes::Shape;
 use crate::cluster::states::{NONE, States};
 use crate::cluster::{Cluster, NodeId, TaskId};
 use crate::index::{Entry, Index};
-use crate::place::{Ask, Budget, Rater, SCAN_TASKS_MAX, Veto, allowed, take_index};
+use crate::place::{Ask, Budget, Rater, SCAN_TASKS_MAX, Veto, allowed};
 use crate::score::{self, Fill};
 
 /// Nodes near what a class must be with are taken one by one, instead of the states in order, when
@@ -87,7 +87,7 @@ pub(crate) fn place(
         }
         None => {
             let entry = &mut cluster.classes.all[class as usize];
-            let mut index = take_index(entry, ask.policy);
+            let mut index = entry.take_index(ask.policy);
             let parked = entry.parked.iter_mut().find(|(p, _)| *p == ask.policy);
             if let Some((_, parked)) = parked {
                 for entry in parked.catch_up(&cluster.side, &cluster.states, &rules) {

@@ -305,13 +305,18 @@ fn levels(cluster: &Cluster, class: u32, term: &Term) -> BTreeMap<u32, u32> {
         }
         return levels;
     }
-    let profiles = &cluster.profiles.all;
-    let mut suits = FixedBitSet::with_capacity(profiles.len());
-    for (i, profile) in profiles.iter().enumerate() {
-        suits.set(i, wants.hold(profile));
+    let profiles = &cluster.profiles;
+    let mut suits = FixedBitSet::with_capacity(profiles.traits.len());
+    for (i, traits) in profiles.traits.iter().enumerate() {
+        suits.set(i, wants.hold(traits));
     }
     for (domain, nodes) in topology.nodes.iter().enumerate() {
-        let usable = |n: &u32| suits.contains(cluster.nodes[*n as usize].profile as usize);
+        let usable = |n: &u32| {
+            let profile = profiles
+                .all
+                .get(cluster.nodes[*n as usize].profile as usize);
+            profile.is_some_and(|p| suits.contains(p.traits as usize))
+        };
         if nodes.iter().any(usable) {
             *levels.entry(term.matching.of(domain as u32)).or_insert(0) += 1;
         }
