@@ -178,8 +178,8 @@ pub(crate) fn check(cluster: &Cluster, wrong: &mut Vec<String>) {
         let rater = Rater::new(cluster, class as u32, shape, score::of(Policy::BinPack));
         let below = expected.iter().take_while(|(key, _)| *key < known.from);
         for (key, measure) in below {
-            let is_news = news.iter().any(|n| n.id == key.state && states.is_live(*n));
-            if !is_news && rater.takes(measure.traits, key.state) {
+            let is_news = || news.iter().any(|n| n.id == key.state && states.is_live(*n));
+            if rater.takes(measure.traits, key.state) && !is_news() {
                 wrong.push(format!("class {class} passes state {} over", key.state));
             }
         }
