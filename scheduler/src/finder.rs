@@ -8,7 +8,7 @@ use crate::cluster::leftovers::{Key, may_hold};
 use crate::cluster::states::StateRef;
 use crate::index::{Entry, Index};
 use crate::place::{Budget, Rater};
-use crate::score::Score;
+use crate::score::{self, Score};
 use crate::spec::Policy;
 
 /// A class that has missed more births than one in so many live states starts at the bottom again:
@@ -153,3 +153,39 @@ impl Finder {
 pub(crate) fn is_shared(entry: &ClassEntry, score: &dyn Score) -> bool {
     score.is_leftover() && entry.is_indifferent()
 }
+
+/// What is wrong with the shared order, and with what classes take for known about it.
+pub(crate) fn check(cluster: &Cluster, wrong: &mut Vec<String>) {
+    let states = &cluster.states;
+    if !states.leftovers.is_on() {
+        return;
+    }
+    let mut expected: Vec<_> = states
+        .live
+        .iter()
+        .map(|state| (states.key_of(*state), cluster.measure(*state)))
+        .collect();
+    expected.sort_by_key(|(key, _)| *key);
+    if !states.leftovers.all().eq(expected.iter().copied()) {
+        wrong.push("the order by what is left over is not that of the live states".into());
+    }
+    for (class, entry) in cluster.classes.all.iter().enumerate() {
+        let known = &entry.best_fit;
+        let Some(news) = known.caught_up.and_then(|p| states.births_since(p)) else {
+            continue;
+        };
+        let shape = cluster.tasks.shapes.get(entry.shape);
+        let rater = Rater::new(cluster, class as u32, shape, score::of(Policy::BinPack));
+        let below = expected.iter().take_while(|(key, _)| *key < known.from);
+        for (key, measure) in below {
+            let is_news = || news.iter().any(|n| n.id == key.state && states.is_live(*n));
+            if rater.takes(measure.traits, key.state) && !is_news() {
+                wrong.push(format!("class {class} passes state {} over", key.state));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "finder_tests.rs"]
+mod tests;

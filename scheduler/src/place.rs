@@ -370,7 +370,7 @@ impl<'a> Rater<'a> {
 }
 
 /// The best live state, by looking at all of them.
-fn scan(rater: &Rater<'_>) -> Option<u32> {
+pub(crate) fn scan(rater: &Rater<'_>) -> Option<u32> {
     let live = rater.states.live.iter();
     live.filter_map(|state| Some((rater.rate(*state)?, *state)))
         .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)))

@@ -183,6 +183,7 @@ pub fn check(cluster: &Cluster) -> Vec<String> {
             cluster.node_count()
         ));
     }
+    crate::finder::check(cluster, &mut wrong);
     crate::side::check::check(cluster, &mut wrong);
     wrong
 }

@@ -57,7 +57,7 @@ impl Key {
 }
 
 /// What the order needs to know of a state. `magnitude` is log2 of a resource's largest capacity.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Measure {
     pub leftover: i64,
     pub digest: u64,
@@ -162,6 +162,21 @@ impl Block {
 impl Leftovers {
     pub fn is_on(&self) -> bool {
         self.on
+    }
+
+    /// All that is in the order, in order.
+    pub fn all(&self) -> impl Iterator<Item = (Key, Measure)> {
+        self.blocks.iter().flat_map(|block| {
+            let sides = block.keys.iter().zip(&block.digests).zip(&block.traits);
+            sides.map(|((key, digest), traits)| {
+                let measure = Measure {
+                    leftover: key.leftover,
+                    digest: *digest,
+                    traits: *traits,
+                };
+                (*key, measure)
+            })
+        })
     }
 
     /// Lays the order out for these states.

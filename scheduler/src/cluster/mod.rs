@@ -431,6 +431,13 @@ impl Cluster {
         self.classes.all[class as usize].learn(&self.profiles);
     }
 
+    /// What the order by what is left over should know of a state.
+    pub(crate) fn measure(&self, state: u32) -> Measure {
+        let profile = self.states.profile[state as usize] as usize;
+        let traits = self.profiles.all[profile].traits;
+        Measure::of(&self.magnitude, self.states.free_of(state), traits)
+    }
+
     /// What is asked for, as the order of states by what is left over compares it.
     pub(crate) fn asked(&self, requests: &[(u32, i64)]) -> u64 {
         leftovers::digest(&self.magnitude, requests.iter().copied())
