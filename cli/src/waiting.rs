@@ -18,14 +18,16 @@ pub fn reasons(waiting: &Value) -> Vec<String> {
         .map(|r| {
             let mut text = progress::phrase(r);
             let mut about = Vec::new();
-            if let Some(n) = r["nodes"].as_u64() {
-                about.push(plural(n, "node"));
-            }
+            let nodes = r["nodes"].as_u64().map(|n| plural(n, "node"));
+            about.extend(nodes.filter(|n| !text.contains(n.as_str())));
             if let Some(resource) = r["resource"].as_str().filter(|r| !text.contains(r)) {
                 about.push(resource.to_string());
             }
             if !about.is_empty() {
                 text.push_str(&format!(" [{}]", about.join(", ")));
+            }
+            if let Some(holders) = r["heldBy"].as_str() {
+                text.push_str(&format!("; held mostly by {holders}"));
             }
             text
         })

@@ -11,6 +11,7 @@ mod fail;
 mod kubeconfig;
 mod logging;
 mod machine;
+mod record;
 mod simulate;
 mod storage;
 mod up;
@@ -98,7 +99,7 @@ async fn run(cli: Cli) -> ExitCode {
             return rota_cli::run(verb, globals).await;
         }
         Command::Bench(args) => return bench::run(args).await,
-        Command::Simulate(args) => simulate::run_verb(&args),
+        Command::Simulate(args) => simulate::run_verb(&args, &cli.globals).await,
         Command::Up(args) => up::run(args).await,
         Command::Server(args) => control::server(args).await,
         Command::Apiserver(args) => control::apiserver(args).await,
@@ -150,12 +151,23 @@ mod tests {
             "rota controllers --data-dir /d",
             "rota agent --server https://h:7443 --token rota1.a.b.c --name n --pool p --resources cpu=4,memory=8Gi,nvidia.com/gpu=2 --labels a=b,c=d",
             "rota token create",
+            "rota bench schedule --nodes 10 --arrays 2 --tasks-per-array 3 --singles --affinity -o json",
+            "rota simulate --nodes 32 --trace swf:f --order easy --placement binpack --load 100 --seed 7 -o json",
+            "rota queue",
+            "rota plan -f x.yaml",
+            "rota why pi",
             "rota simulate --nodes n.csv --trace openb:p.csv --order easy --placement spread --load 100 --seed 1 -o json",
+            "rota simulate record log.jsonl --seconds 5",
             "rota version",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        for line in ["rota up --on-exit maybe", "rota up --nodes x", "rota"] {
+        for line in [
+            "rota up --on-exit maybe",
+            "rota up --nodes x",
+            "rota simulate",
+            "rota",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

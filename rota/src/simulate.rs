@@ -13,19 +13,35 @@ use rota_simulate::{Estimates, Measures, ORDERS, Record, Settings, load, preset,
 use serde::Serialize;
 
 use crate::fail::{Fail, Result};
+use crate::record;
 
 /// Most nodes that `--nodes N` makes.
 const NODES_MAX: u32 = 1_000_000;
 
 /// Play a recorded workload through the scheduler, on virtual time
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
+    #[command(flatten)]
+    play: Play,
+}
+
+/// What else belongs to simulating.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    Record(record::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct Play {
     /// The cluster: a number of equal nodes, or a file (openb's table of nodes, or an event log) [default: what the trace says]
     #[arg(long, value_name = "FILE|N")]
     nodes: Option<String>,
     /// The workload: openb, swf, batsim, philly or events, and its file
-    #[arg(long, value_name = "FORMAT:FILE", value_parser = source)]
-    trace: (&'static str, PathBuf),
+    #[arg(long, value_name = "FORMAT:FILE", value_parser = source, required = true)]
+    trace: Option<(&'static str, PathBuf)>,
     /// Who goes first [default: default, or each queue's own where the trace has queues]
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(orders()))]
     order: Option<String>,
@@ -111,8 +127,17 @@ struct Answer<'a> {
 }
 
 /// Runs it.
-pub fn run_verb(args: &Args) -> Result<()> {
-    let (name, file) = &args.trace;
+pub async fn run_verb(args: &Args, globals: &rota_cli::Globals) -> Result<()> {
+    match &args.other {
+        Some(Other::Record(record)) => record::run(record, globals).await,
+        None => play(&args.play),
+    }
+}
+
+fn play(args: &Play) -> Result<()> {
+    let Some((name, file)) = &args.trace else {
+        return Err(Fail::new("there is no trace", "say --trace FORMAT:FILE"));
+    };
     let format = trace::format(name).ok_or_else(|| Fail::new("no such format", ""))?;
     let mut trace = (format.read)(&read(file)?).map_err(|e| {
         Fail::new(
@@ -225,7 +250,7 @@ fn usual(nodes: &Nodes, trace: &Trace) -> Placement {
     }
 }
 
-fn cluster(args: &Args, format: &Format, trace: &Trace) -> Result<Nodes> {
+fn cluster(args: &Play, format: &Format, trace: &Trace) -> Result<Nodes> {
     let wanted = match &args.nodes {
         None => trace.machine.nodes.min(u64::from(NODES_MAX)) as u32,
         Some(text) => match text.parse::<u64>() {

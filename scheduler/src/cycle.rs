@@ -135,7 +135,7 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
             left: options.budget,
             spent: 0,
         },
-        ahead: Ahead::new(now),
+        ahead: Ahead::with(std::mem::take(&mut cluster.lanes), now),
         promises: std::mem::take(&mut cluster.promises),
         overtaking: false,
         demands,
@@ -162,6 +162,7 @@ pub fn cycle(cluster: &mut Cluster, demands: &[Demand], now: Time, options: Opti
         }
     }
     cluster.promises = pass.promises;
+    cluster.lanes = pass.ahead.into_lanes();
     pass.outcome.units = pass.budget.spent;
     pass.outcome
 }

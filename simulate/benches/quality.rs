@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     openb(&mut sound);
     orders("batsim", "backfill-reference/medium_late.json", 32);
     orders("swf", "swf/hpc2n.swf", 120);
-    orders("philly", "philly-gavel/ee9e8c.seed0.trace", 32);
+    orders("philly", "philly-gavel/ee9e8c.seed0.trace", 8);
     if sound {
         ExitCode::SUCCESS
     } else {

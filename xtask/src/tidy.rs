@@ -28,7 +28,7 @@ const ONE_VERSION: &[&str] = &[
     "tower",
     "tower-http",
 ];
-/// Directories that are not ours to check.
+/// Directories that are not ours to check; in a linked worktree `.git` is a file.
 const SKIPPED: &[&str] = &["target", ".git", "node_modules", "proptest-regressions"];
 /// Parts of paths that exist on one machine only, split so that this file does not hold them itself.
 const MACHINE_PATHS: &[[&str; 2]] = &[
@@ -82,7 +82,10 @@ fn collect(dir: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().to_string();
         let kind = entry.file_type()?;
-        if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
+        if SKIPPED.contains(&name.as_str()) {
+            continue;
+        }
+        if kind.is_dir() {
             collect(&entry.path(), out)?;
         } else if kind.is_file() {
             out.push(entry.path());

@@ -151,6 +151,11 @@ pub struct Gang {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub name: Option<String>,
+    /// Jobs that the gang has: nothing of it starts before so many exist. Absent: those that exist;
+    /// give it where Jobs of one gang are created one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub jobs: Option<i32>,
     /// Tasks of this Job that must have nodes at the same time; further ones join as room comes.
     /// Default: all that it may run at once. Never more than what is left to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -383,7 +388,8 @@ pub struct EstimatedStart {
 #[serde(rename_all = "camelCase")]
 pub struct WaitReason {
     /// CamelCase word: InsufficientResource, NodeSelectorMismatch, TaintNotTolerated, PortInUse,
-    /// NodeUnschedulable, NodeNotReady, QueueLimit, QueueNotFound, NoNodes, BackOff, AfterJob, NeverFits.
+    /// NodeUnschedulable, NodeNotReady, NodeAffinityMismatch, Affinity, AntiAffinity, SpreadSkew, Gang,
+    /// Reserved, QueueLimit, QueueNotFound, NoNodes, BackOff, AfterJob, NeverFits.
     #[schemars(length(max = 64))]
     pub reason: String,
     /// The resource that lacks, where one does.
@@ -396,4 +402,8 @@ pub struct WaitReason {
     /// A sentence for people.
     #[schemars(length(max = 1024))]
     pub message: String,
+    /// Who holds most of what lacks, and until about when: Jobs, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub held_by: Option<String>,
 }

@@ -71,4 +71,9 @@ pub struct LedgerAttempt {
     /// Exit code of the last failed attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit_code: Option<i32>,
+    /// Work of earlier attempts that checkpoints have saved, in seconds: what the next one need not
+    /// do again, as far as orders by remaining time go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub saved_seconds: Option<i64>,
 }

@@ -189,6 +189,7 @@ fn told(answers: &[Value], now: Timestamp) -> String {
     };
     let mut out = table.render(true, false);
     evictions(&mut out, answers, &called);
+    queues(&mut out, answers);
     for job in jobs(answers).filter(|job| job["waiting"].as_u64() > Some(0)) {
         let waiting = job["waiting"].as_u64().unwrap_or(0);
         let verb = if waiting == 1 { "waits" } else { "wait" };
@@ -254,6 +255,25 @@ fn evictions(out: &mut String, answers: &[Value], called: &dyn Fn(&Value) -> Str
     }
 }
 
+/// Queues whose share would change.
+fn queues(out: &mut String, answers: &[Value]) {
+    let each = answers.iter().flat_map(|a| a["queues"].as_array());
+    for queue in each.flatten() {
+        let share = &queue["dominantShare"];
+        let percent = |share: &Value| match text(share).parse::<f64>() {
+            Ok(part) => format!("{:.1} %", part * 100.0),
+            Err(_) => text(share).to_string(),
+        };
+        let _ = writeln!(
+            out,
+            "\nQueue {}: share {} -> {}",
+            text(&queue["name"]),
+            percent(&share["before"]),
+            percent(&share["after"])
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +285,7 @@ mod tests {
                  "placements": [{"node": "n1", "tasks": 2}, {"node": "n2", "tasks": 1}, {"node": "n3", "tasks": 1}, {"node": "n4", "tasks": 1}, {"node": "n5", "tasks": 1}],
                  "waitingFor": {"reasons": [{"reason": "QueueLimit", "message": "full"}], "smallestChange": "raise it"}},
                 {"namespace": "a", "name": "idle", "tasks": 1, "placed": 0, "waiting": 1, "placements": []}],
+            "queues": [{"name": "q", "dominantShare": {"before": "0.25", "after": "0.5"}}],
             "evictions": (0..6).map(|i| json!({"namespace": "b", "task": format!("t{i}"), "for": {"namespace": "a", "name": "train"}})).collect::<Vec<_>>()})
     }
 
@@ -278,6 +299,7 @@ mod tests {
             "6 tasks would be evicted for train:\n  - b/t0\n",
             "  ... and 1 more\n",
             "2 tasks of train wait:\n  - QueueLimit: full\n  Smallest change that helps: raise it\n",
+            "Queue q: share 25.0 % -> 50.0 %\n",
             "1 task of idle waits:\n",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");

@@ -100,9 +100,37 @@ impl Terms {
         })
     }
 
+    /// The terms of a task that need not do so many seconds of its work again.
+    fn resumed(&self, saved_seconds: i64) -> Terms {
+        let less = |span: Time| match span {
+            NEVER => NEVER,
+            span => span
+                .saturating_sub(saved_seconds.saturating_mul(1000))
+                .max(1),
+        };
+        Terms {
+            run: less(self.run),
+            run_max: less(self.run_max),
+            ..*self
+        }
+    }
+
+    /// How much of its work a task that ran for so many milliseconds has saved, in seconds.
+    pub fn saved_seconds(&self, ran: Time) -> i64 {
+        match self.checkpoint {
+            0 => 0,
+            period => ran / period * period / 1000,
+        }
+    }
+
     /// Within which a task has ended almost surely.
     pub fn run_max(&self) -> Time {
         self.run_max
+    }
+
+    /// Number of its gang.
+    pub fn gang(&self) -> Option<u64> {
+        self.gang.map(|g| g.id)
     }
 
     /// How many tasks must start together beside `live` ones; at least 1.
@@ -174,12 +202,17 @@ impl Memory {
     /// The demand of a hungry Job; None when it has nothing to ask now.
     pub(super) fn demand(&self, serial: u64, job: &JobMem) -> Option<Demand> {
         let (make, terms) = (job.make.as_ref()?, job.terms.as_ref()?);
+        let terms = terms.resumed(job.book.saved_next());
         terms.demand(serial, &make.class, make.queue, room(job), job.book.live())
     }
 
-    /// What is known of a task of a Job that has run since `start`.
-    pub(super) fn run_since(&self, serial: u64, start: Time) -> Run {
-        let terms = self.jobs.get(&serial).and_then(|j| j.terms.as_ref());
-        terms.map_or_else(|| Run::since(start), |terms| terms.run(serial, start))
+    /// What is known of the task of an index of a Job that has run since `start`.
+    pub(super) fn run_since(&self, serial: u64, start: Time, index: u32) -> Run {
+        let job = self.jobs.get(&serial);
+        let known = job.and_then(|j| Some((j.terms.as_ref()?, j.book.saved(index))));
+        match known {
+            Some((terms, saved)) => terms.resumed(saved).run(serial, start),
+            None => Run::since(start),
+        }
     }
 }

@@ -195,6 +195,25 @@ impl Book {
         }
     }
 
+    /// The attempt that is about to end has saved so much more work.
+    pub fn save(&mut self, index: u32, seconds: i64) {
+        if seconds > 0 && self.live.contains(index) {
+            let saved = &mut self.attempts.entry(index).or_default().saved_seconds;
+            *saved = Some(saved.unwrap_or(0).saturating_add(seconds));
+        }
+    }
+
+    /// Work that earlier attempts of an index have saved, in seconds.
+    pub fn saved(&self, index: u32) -> i64 {
+        let entry = self.attempts.get(&index);
+        entry.and_then(|a| a.saved_seconds).unwrap_or(0)
+    }
+
+    /// The same of the index that the next Task will have.
+    pub fn saved_next(&self) -> i64 {
+        self.ready.first().map_or(0, |index| self.saved(index))
+    }
+
     /// A live attempt ended. Returns the chunk to write; None when it was folded before.
     #[allow(clippy::too_many_arguments)]
     pub fn end(

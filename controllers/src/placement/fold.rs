@@ -106,6 +106,7 @@ pub fn fold(
         not_before_time: (wait > SignedDuration::ZERO)
             .then(|| Time(now.saturating_add(wait).unwrap_or(now))),
         last_exit_code: code.or(known.and_then(|k| k.last_exit_code)),
+        saved_seconds: known.and_then(|k| k.saved_seconds),
     };
     let batch = rules.type_ == JobType::Batch;
     match end {

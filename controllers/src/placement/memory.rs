@@ -7,24 +7,25 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use rota_api::names::{ANNOTATION_EPOCH, LABEL_AGENT};
-use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Resources, Task};
+use rota_api::{Job, JobLedger, JobRevision, JobType, Queue, Resources};
 use rota_scheduler::check;
-use rota_scheduler::{Class, Cluster, NodeSpec, QueueId, Taint, TaskId};
+use rota_scheduler::{Class, Cluster, QueueId, TaskId};
 
-use super::ask::{Ids, Terms, millis};
+use super::ask::{Ids, Terms};
 use super::body::{Mould, Owner};
-use super::book::{Book, Found};
-use super::fold::{End, Rules, end_of};
+use super::book::Book;
+use super::fold::{End, Rules};
+use super::need;
+use super::node::node_spec;
 use super::outlook::Outlook;
 use super::promise::{Behind, Promised};
-use super::{gang, need};
-use crate::lifecycle::{self, Hold, Wanted};
+use crate::lifecycle::{Hold, Wanted};
 use crate::runtime::{Change, Key, Note};
 
 /// How long the Task of a succeeded index is kept, and how many per Job.
-const KEEP_SUCCEEDED: (SignedDuration, usize) = (SignedDuration::from_secs(60), 1000);
+pub(super) const KEEP_SUCCEEDED: (SignedDuration, usize) = (SignedDuration::from_secs(60), 1000);
 /// The same for failed and lost ones.
-const KEEP_FAILED: (SignedDuration, usize) = (SignedDuration::from_secs(3600), 100);
+pub(super) const KEEP_FAILED: (SignedDuration, usize) = (SignedDuration::from_secs(3600), 100);
 
 /// Where a Task stands between its creation and its removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +125,7 @@ impl QueueMem {
 pub struct Memory {
     pub(super) cluster: Cluster,
     pub(super) jobs: BTreeMap<u64, JobMem>,
-    by_uid: HashMap<String, u64>,
+    pub(super) by_uid: HashMap<String, u64>,
     by_key: HashMap<Key, u64>,
     pub(super) serial: u64,
     pub(super) tasks: HashMap<Key, TaskMem>,
@@ -157,6 +158,8 @@ pub struct Memory {
     pub(super) namespaces: Ids<String>,
     /// By namespace and name.
     pub(super) gangs: Ids<(String, String)>,
+    /// Jobs of each gang, by its number.
+    pub(super) gang_jobs: HashMap<u64, BTreeSet<u64>>,
     /// Which Task holds what in the cluster.
     pub(super) holders: HashMap<TaskId, Key>,
     /// Tasks that have a node and are created when others have left it.
@@ -204,6 +207,7 @@ impl Memory {
             creating: 0,
             namespaces: Ids::default(),
             gangs: Ids::default(),
+            gang_jobs: HashMap::new(),
             holders: HashMap::new(),
             promised: Promised::default(),
             notes: Vec::new(),
@@ -308,10 +312,10 @@ impl Memory {
         self.by_key.insert(change.key.clone(), serial);
         let left = self.jobs.get(&serial).map_or(0, JobMem::left);
         let terms = self.terms(job, left);
+        self.set_terms(serial, Some(terms));
         if let Some(memory) = self.jobs.get_mut(&serial) {
             memory.rules = Rules::of(job);
             memory.job = Some(job.clone());
-            memory.terms = Some(terms);
         }
         self.dirty.insert(serial);
         self.status.insert(serial);
@@ -380,7 +384,7 @@ impl Memory {
     }
 
     /// A Job that is gone and has left something.
-    fn remains(&mut self, namespace: &str, name: &str, uid: &str) -> u64 {
+    pub(super) fn remains(&mut self, namespace: &str, name: &str, uid: &str) -> u64 {
         let serial = match self.by_uid.get(uid) {
             Some(serial) => *serial,
             None => self.admit(namespace, name, uid),
@@ -391,6 +395,7 @@ impl Memory {
 
     /// Everything of a Job is gone.
     pub(super) fn forget(&mut self, serial: u64) {
+        self.set_terms(serial, None);
         if let Some(job) = self.jobs.remove(&serial) {
             self.by_uid.remove(&job.owner.uid);
             let key = Key::new(&job.owner.namespace, &job.owner.name);
@@ -403,192 +408,6 @@ impl Memory {
         self.status.remove(&serial);
     }
 
-    /// A Task came, changed or went.
-    pub fn apply_task(&mut self, change: &Change<Task>, now: Timestamp) {
-        let key = &change.key;
-        let Some(task) = &change.new else {
-            self.task_gone(key, now);
-            return;
-        };
-        if !self.tasks.contains_key(key) {
-            self.adopt(key, task);
-        }
-        let Some(memory) = self.tasks.get_mut(key) else {
-            return;
-        };
-        let serial = memory.job;
-        memory.uid = task.metadata.uid.clone();
-        let deleting = task.metadata.deletion_timestamp.is_some();
-        let news = deleting != memory.deleting;
-        memory.deleting = deleting;
-        if let Some(held) = memory.held.filter(|_| deleting) {
-            self.cluster.leave(held);
-        }
-        if memory.stand == Stand::Creating {
-            memory.stand = Stand::Live;
-        }
-        let Some(job) = self.jobs.get(&serial) else {
-            return;
-        };
-        let timed = job.job.as_ref().is_some_and(|j| gang::timeout(j).is_some());
-        if news || timed || job.rules.type_ == JobType::Service || !job.wanted.runnable() {
-            self.dirty.insert(serial);
-        }
-        if let Some(end) = end_of(task)
-            && memory.end.is_none()
-        {
-            memory.end = Some(end);
-            if end == End::Succeeded {
-                self.learn(task);
-            }
-            let restarts = task.status.as_ref().map_or(0, |s| s.restarts.max(0) as u32);
-            self.ended(key, end, restarts, now);
-        }
-    }
-
-    /// A Task that was not created in this term.
-    fn adopt(&mut self, key: &Key, task: &Arc<Task>) {
-        let spec = &task.spec;
-        let serial = match self.by_uid.get(&spec.job_uid) {
-            Some(serial) => *serial,
-            None => self.remains(key.namespace(), &spec.job_name, &spec.job_uid),
-        };
-        let template = Key::new(key.namespace(), &spec.revision);
-        let template = self.revisions.get(&template);
-        let template = template.map(|r| &r.spec.template.spec);
-        let created = task.metadata.creation_timestamp.as_ref();
-        let started = task.status.as_ref().and_then(|s| s.started_time.as_ref());
-        let since = started.or(created).map_or(0, |t| millis(t.0));
-        let deleting = task.metadata.deletion_timestamp.is_some();
-        let class = need::bound(task, template);
-        let run = self.run_since(serial, since);
-        let Some(job) = self.jobs.get_mut(&serial) else {
-            return;
-        };
-        let (index, attempt) = (spec.index.max(0) as u32, spec.attempt.max(0) as u32);
-        let found = job.book.found(index, attempt);
-        job.tasks.insert(key.clone());
-        let held = lifecycle::is_live(task).then(|| {
-            let queue = self.cluster.queue(&spec.queue);
-            let held = self.cluster.bind(&spec.node_name, queue, &class, run);
-            if deleting {
-                self.cluster.leave(held);
-            }
-            self.holders.insert(held, key.clone());
-            held
-        });
-        let memory = TaskMem {
-            job: serial,
-            uid: task.metadata.uid.clone(),
-            index,
-            attempt,
-            node: spec.node_name.clone(),
-            held,
-            stand: match found {
-                Found::Occupies => Stand::Live,
-                Found::Superseded => Stand::Superseded,
-            },
-            end: None,
-            deleting,
-            stop_sent: false,
-            remove_sent: false,
-        };
-        self.tasks.insert(key.clone(), memory);
-        if found == Found::Superseded && lifecycle::is_live(task) {
-            self.stops.insert(key.clone());
-        }
-        self.dirty.insert(serial);
-    }
-
-    /// A Task's attempt ended, for the first time that we hear of it.
-    fn ended(&mut self, key: &Key, end: End, restarts: u32, now: Timestamp) {
-        let Some(task) = self.tasks.get_mut(key) else {
-            return;
-        };
-        if let Some(held) = task.held.take() {
-            self.cluster.release(held);
-            self.holders.remove(&held);
-            self.freed = true;
-        }
-        let Some(job) = self.jobs.get_mut(&task.job) else {
-            return;
-        };
-        let folded = match task.stand {
-            Stand::Live | Stand::Creating => job.book.end(
-                &job.rules,
-                task.index,
-                task.attempt,
-                end,
-                restarts,
-                &task.node,
-                now,
-            ),
-            _ => None,
-        };
-        match folded {
-            Some(chunk) if job.wanted.hold != Hold::Deleted => {
-                task.stand = Stand::Folding;
-                job.folding.insert(task.index, key.clone());
-                self.chunks.insert((task.job, chunk));
-            }
-            // Of a Job that goes, nothing needs to be remembered.
-            _ => self.folded(key, now),
-        }
-    }
-
-    /// The ledger shows a Task's end: it is kept a while, or removed.
-    pub(super) fn folded(&mut self, key: &Key, now: Timestamp) {
-        let Some(task) = self.tasks.get_mut(key) else {
-            return;
-        };
-        task.stand = Stand::Folded;
-        let Some(job) = self.jobs.get_mut(&task.job) else {
-            return;
-        };
-        let (shelf, (time, count)) = match task.end {
-            Some(End::Succeeded) => (0, KEEP_SUCCEEDED),
-            Some(End::Taken { .. }) | None if task.deleting => (0, (SignedDuration::ZERO, 0)),
-            _ => (1, KEEP_FAILED),
-        };
-        if count == 0 || task.deleting || job.wanted.hold == Hold::Deleted {
-            self.removals.insert(key.clone());
-            return;
-        }
-        let until = now.saturating_add(time).unwrap_or(now);
-        job.kept[shelf].insert((until, key.clone()));
-        self.expiry.insert((until, key.clone()));
-        while job.kept[shelf].len() > count {
-            if let Some((until, oldest)) = job.kept[shelf].pop_first() {
-                self.expiry.remove(&(until, oldest.clone()));
-                self.removals.insert(oldest);
-            }
-        }
-    }
-
-    /// A Task's object is gone.
-    fn task_gone(&mut self, key: &Key, now: Timestamp) {
-        let Some(task) = self.tasks.get(key) else {
-            return;
-        };
-        let serial = task.job;
-        if task.end.is_none() {
-            // Somebody took the finalizer off: whatever ran there is not ours to know any more.
-            self.ended(key, End::Taken { at_once: true }, 0, now);
-        }
-        self.tasks.remove(key);
-        self.removals.remove(key);
-        self.stops.remove(key);
-        if let Some(job) = self.jobs.get_mut(&serial) {
-            job.tasks.remove(key);
-            for shelf in &mut job.kept {
-                shelf.retain(|(_, k)| k != key);
-            }
-            if job.wanted.hold == Hold::Deleted || job.job.is_none() {
-                self.dirty.insert(serial);
-            }
-        }
-    }
-
     /// What is wrong with the picture that is decided on, one sentence each: sums that do not agree,
     /// nodes and limits that are overdrawn. A node that shrank or a limit that was lowered does
     /// that too, until enough tasks have ended. Costs one look at every task.
@@ -596,68 +415,5 @@ impl Memory {
         let mut wrong = check::check(&self.cluster);
         wrong.extend(check::snapshot(&self.cluster, &BTreeMap::new()));
         wrong
-    }
-
-    /// Takes what a Task holds back, when its create was refused.
-    pub(super) fn uncreate(&mut self, key: &Key) {
-        let Some(task) = self.tasks.remove(key) else {
-            return;
-        };
-        if let Some(held) = task.held {
-            self.cluster.release(held);
-            self.holders.remove(&held);
-            self.freed = true;
-        }
-        self.promised.remove(key);
-        if let Some(job) = self.jobs.get_mut(&task.job) {
-            job.tasks.remove(key);
-            job.book.give_back(task.index);
-            self.dirty.insert(task.job);
-        }
-    }
-}
-
-/// A Node as the scheduler takes it.
-fn node_spec(node: &Node) -> NodeSpec {
-    let spec = node.spec.as_ref();
-    let status = node.status.as_ref();
-    let ready = status
-        .and_then(|s| s.conditions.as_ref())
-        .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
-    let taints = spec.and_then(|s| s.taints.as_ref()).into_iter().flatten();
-    let allocatable = status.and_then(|s| s.allocatable.as_ref());
-    NodeSpec {
-        labels: node.metadata.labels.clone().unwrap_or_default(),
-        taints: taints
-            .filter_map(|t| {
-                Some(Taint {
-                    key: t.key.clone(),
-                    value: t.value.clone().unwrap_or_default(),
-                    effect: match t.effect.as_str() {
-                        "NoSchedule" => rota_scheduler::Effect::NoSchedule,
-                        "PreferNoSchedule" => rota_scheduler::Effect::PreferNoSchedule,
-                        "NoExecute" => rota_scheduler::Effect::NoExecute,
-                        _ => return None,
-                    },
-                })
-            })
-            .collect(),
-        allocatable: allocatable
-            .into_iter()
-            .flatten()
-            .filter_map(|(name, quantity)| {
-                let quantity: rota_api::Quantity = quantity.0.parse().ok()?;
-                Some((name.clone(), quantity.base_floor(name)))
-            })
-            .collect(),
-        devices: allocatable
-            .into_iter()
-            .flatten()
-            .filter(|(name, _)| rota_api::quantity::is_shared_device(name))
-            .map(|(name, _)| name.clone())
-            .collect(),
-        unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or(false),
-        // Being deleted takes nothing new either.
-        ready: ready && node.metadata.deletion_timestamp.is_none(),
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! Between two cycles placement answers questions about what it would do ([`questions`]).
 
+mod answers;
 mod ask;
 mod body;
 pub mod book;
@@ -20,12 +21,14 @@ mod gang;
 mod line;
 pub mod memory;
 pub mod need;
+pub mod node;
 mod outlook;
 mod promise;
 pub mod questions;
 pub mod rules;
 mod shares;
 mod status;
+mod tasks;
 pub mod trial;
 pub mod why;
 

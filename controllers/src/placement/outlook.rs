@@ -18,16 +18,9 @@ use crate::lifecycle;
 /// Forecasts are made anew at most this often, in milliseconds: each plans everything that waits.
 const EVERY: Time = 5_000;
 /// Work units of one forecast: some tens of milliseconds.
-const BUDGET: u64 = 2_000_000;
+pub(super) const BUDGET: u64 = 2_000_000;
 /// Median and 90th percentile, in thousandths.
 const QUANTILES: [u16; 2] = [500, 900];
-
-/// What was forecast for a Job when it began to wait: it is scored when it starts.
-#[derive(Clone, Copy, Debug)]
-struct First {
-    at: Time,
-    wait: [Time; 2],
-}
 
 /// What is expected.
 pub(super) struct Outlook {
@@ -35,7 +28,6 @@ pub(super) struct Outlook {
     calibration: [Calibration; 2],
     /// By Job: median and 90th percentile of the start, corrected.
     starts: HashMap<u64, [Time; 2]>,
-    first: HashMap<u64, First>,
     made: Time,
 }
 
@@ -45,7 +37,6 @@ impl Default for Outlook {
             estimates: Estimates::new(),
             calibration: QUANTILES.map(Calibration::new),
             starts: HashMap::new(),
-            first: HashMap::new(),
             made: Time::MIN,
         }
     }
@@ -114,46 +105,49 @@ impl Memory {
         let outlook = &mut self.outlook;
         outlook.made = now;
         outlook.starts.clear();
+        let waiting: HashSet<u64> = serials.iter().copied().collect();
+        for calibration in &mut outlook.calibration {
+            calibration.retain(|serial| waiting.contains(&serial));
+            calibration.advance(now);
+        }
         for one in found {
             let serial = serials[one.demand as usize];
             if one.p50 == NEVER || one.p90 == NEVER {
                 continue;
             }
             let wait = [one.p50, one.p90].map(|at| at.saturating_sub(now).max(0));
-            outlook
-                .first
-                .entry(serial)
-                .or_insert(First { at: now, wait });
-            let corrected = [0, 1].map(|q| outlook.calibration[q].correct(wait[q]));
+            let corrected = [0, 1].map(|q| outlook.calibration[q].tell(serial, now, wait[q]));
             let p50 = now.saturating_add(corrected[0]);
             let p90 = now.saturating_add(corrected[1]).max(p50);
             outlook.starts.insert(serial, [p50, p90]);
         }
-        let waiting: HashSet<u64> = serials.iter().copied().collect();
-        outlook.first.retain(|serial, _| waiting.contains(serial));
         true
     }
 
     /// A Job that waited has started: its forecast is scored.
     pub(super) fn started(&mut self, serial: u64, now: Timestamp) {
         self.outlook.starts.remove(&serial);
-        if let Some(first) = self.outlook.first.remove(&serial) {
-            let waited = millis(now).saturating_sub(first.at).max(0);
-            for (calibration, wait) in self.outlook.calibration.iter_mut().zip(first.wait) {
-                calibration.observe(wait, waited);
-            }
+        for calibration in &mut self.outlook.calibration {
+            calibration.ended(serial, millis(now));
         }
     }
 
     /// The forecast of a waiting Job's next start.
     pub(super) fn estimated_start(&self, serial: u64) -> Option<EstimatedStart> {
-        let time = |at: Time| Some(MetaTime(Timestamp::from_millisecond(at).ok()?));
         let [p50, p90] = *self.outlook.starts.get(&serial)?;
-        Some(EstimatedStart {
-            p50_time: time(p50)?,
-            p90_time: time(p90)?,
-        })
+        estimated(p50, p90)
     }
+}
+
+/// A forecast as people are told it; None where nothing is known.
+pub(super) fn estimated(p50: Time, p90: Time) -> Option<EstimatedStart> {
+    let time = |at: Time| Some(MetaTime(Timestamp::from_millisecond(at).ok()?));
+    let known = p50 != NEVER && p90 != NEVER;
+    known.then_some(())?;
+    Some(EstimatedStart {
+        p50_time: time(p50)?,
+        p90_time: time(p90)?,
+    })
 }
 
 /// The condition DeadlineFeasible of a Job that has a deadline: status, reason, message.
@@ -168,6 +162,10 @@ pub(super) fn deadline(
     let end_by = time(&object.spec.finish_deadline_time);
     if start_by.is_none() && end_by.is_none() {
         return None;
+    }
+    let never = |w: &WaitingFor| w.reasons.iter().any(|r| r.reason == "NeverFits");
+    if waiting.is_some_and(never) {
+        return Some(("False", "NeverFits", "no node could hold one of its tasks"));
     }
     let estimate = waiting.and_then(|w| w.estimated_start.as_ref());
     let start = match (waiting, estimate) {

@@ -188,10 +188,8 @@ impl Memory {
 
     /// Books what the eviction of a task throws away, and that the winner's queue evicted one.
     fn charge_waste(&mut self, task: TaskId, loser: u64, winner: u64, now: Timestamp) {
-        let lost_seconds = self
-            .cluster
-            .run_of(task)
-            .map_or(0, |run| run.lost(millis(now)) / 1000);
+        let run = self.cluster.run_of(task);
+        let lost = run.map_or(0, |run| i128::from(run.lost(millis(now))));
         let queue_of = |serial: u64| {
             let job = self.jobs.get(&serial)?.job.as_ref()?;
             Some(job.spec.queue.clone())
@@ -200,7 +198,8 @@ impl Memory {
         if let Some(queue) = from.and_then(|name| self.queues.get_mut(&name)) {
             for (resource, amount) in self.cluster.held_by(task) {
                 let sum = queue.wasted.entry(resource.to_owned()).or_default();
-                *sum = sum.saturating_add(amount.saturating_mul(lost_seconds));
+                let wasted = i128::from(amount) * lost / 1000;
+                *sum = sum.saturating_add(i64::try_from(wasted).unwrap_or(i64::MAX));
             }
         }
         if let Some(queue) = to.and_then(|name| self.queues.get_mut(&name)) {

@@ -148,7 +148,7 @@ fn resources(amounts: impl IntoIterator<Item = (String, i64)>) -> Value {
 }
 
 /// Millionths as a decimal number with up to three places.
-fn decimal(millionths: u64) -> String {
+pub(super) fn decimal(millionths: u64) -> String {
     let thousandths = millionths / MILLIONTHS;
     let text = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

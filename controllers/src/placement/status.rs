@@ -200,6 +200,11 @@ impl Memory {
         if !job.starved {
             return None;
         }
+        if job.book.live() == 0
+            && let Some(text) = self.gang_is_short(serial)
+        {
+            return Some(Some(only(why::plain("Gang", text))));
+        }
         let make = job.make.as_ref()?;
         let behind = job.behind;
         let (class, queue) = (make.class.clone(), make.queue);
@@ -250,8 +255,7 @@ impl Memory {
         });
         let each: Vec<String> = each.collect();
         if !each.is_empty() {
-            let message = format!("{}; held mostly by {}", reason.message, each.join(", "));
-            reason.message = message.chars().take(MESSAGE_MAX).collect();
+            reason.held_by = Some(each.join(", ").chars().take(MESSAGE_MAX).collect());
         }
     }
 

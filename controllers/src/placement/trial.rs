@@ -7,15 +7,20 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rota_api::names::API_VERSION;
-use rota_api::{Job, JobType, Queue, WaitReason, WaitingFor};
-use rota_scheduler::{Cause, Class, Cluster, Demand, QueueId, TaskId, Time, cycle, explain};
+use rota_api::{EstimatedStart, Job, JobType, Queue, WaitReason, WaitingFor};
+use rota_scheduler::forecast::forecast;
+use rota_scheduler::{
+    Cause, Class, Cluster, Demand, QueueId, TaskId, Time, cycle, explain, standings,
+};
 use serde_json::{Value, json};
 
 use super::ask::millis;
 use super::decide::OPTIONS;
 use super::memory::{JobMem, Memory};
+use super::outlook;
 use super::promise::Behind;
 use super::rules::Whose;
+use super::shares::decimal;
 use super::status::only;
 use super::{need, why};
 use crate::lifecycle::{self, Edges};
@@ -38,6 +43,8 @@ struct Supposed {
     demand: Option<usize>,
     /// What it got, by node.
     placed: BTreeMap<String, u32>,
+    /// When the next of its tasks is likely to start.
+    start: Option<EstimatedStart>,
     /// What stands in the way of the rest, beyond nodes and queue.
     behind: Option<WaitReason>,
 }
@@ -124,6 +131,7 @@ impl Memory {
                 held: held.map(|text| only(why::plain("AfterJob", text))),
                 demand: None,
                 placed: BTreeMap::new(),
+                start: None,
                 behind: None,
             };
             if it.held.is_none() && tasks > 0 {
@@ -194,6 +202,7 @@ impl Trial {
             .enumerate()
             .filter_map(|(i, job)| Some((job.demand? as u32, i)))
             .collect();
+        let before = shares(&self.cluster, &self.demands);
         // A demand's number here is its position.
         let numbers: Vec<u64> = (0..self.demands.len() as u64).collect();
         loop {
@@ -225,6 +234,16 @@ impl Trial {
                 break;
             }
         }
+        let after = shares(&self.cluster, &self.demands);
+        let queues: Vec<Value> = after
+            .iter()
+            .filter(|(name, share)| before.get(*name) != Some(share))
+            .map(|(name, share)| {
+                let before = before.get(name).map_or("0", String::as_str);
+                json!({"name": name, "dominantShare": {"before": before, "after": share}})
+            })
+            .collect();
+        self.foretell(&supposed);
         let evictions: Vec<Value> = self
             .evictions
             .iter()
@@ -246,8 +265,38 @@ impl Trial {
             "metadata": {"resourceVersion": self.version.to_string()},
             "jobs": jobs,
             "evictions": evictions,
+            "queues": queues,
         })
     }
+}
+
+impl Trial {
+    /// When what still waits of the supposed Jobs is likely to start.
+    fn foretell(&mut self, supposed: &BTreeMap<u32, usize>) {
+        let waiting: Vec<u32> = (0..self.demands.len() as u32)
+            .filter(|at| self.demands[*at as usize].count > 0)
+            .collect();
+        let demands: Vec<Demand> = waiting
+            .iter()
+            .map(|at| self.demands[*at as usize].clone())
+            .collect();
+        for one in forecast(&mut self.cluster, &demands, self.now, outlook::BUDGET) {
+            let at = waiting[one.demand as usize];
+            if let Some(i) = supposed.get(&at) {
+                self.jobs[*i].start = outlook::estimated(one.p50, one.p90);
+            }
+        }
+    }
+}
+
+/// Dominant shares of all queues, as their status tells them.
+fn shares(cluster: &Cluster, demands: &[Demand]) -> BTreeMap<String, String> {
+    let each = standings(cluster, demands).into_iter();
+    each.map(|s| {
+        let name = cluster.queue_name(s.queue).to_string();
+        (name, decimal(s.dominant_share))
+    })
+    .collect()
 }
 
 fn told(cluster: &mut Cluster, job: Supposed) -> Value {
@@ -265,7 +314,9 @@ fn told(cluster: &mut Cluster, job: Supposed) -> Value {
     if waiting > 0 {
         let reasons = job.held.unwrap_or_else(|| {
             let why = explain(cluster, &job.class, job.queue, job.together);
-            why::after(job.behind, why::waiting_for(&why, &job.queue_name))
+            let mut waiting = why::after(job.behind, why::waiting_for(&why, &job.queue_name));
+            waiting.estimated_start = job.start;
+            waiting
         });
         answer["waitingFor"] = json!(reasons);
     }
@@ -306,6 +357,7 @@ mod tests {
             held: None,
             demand: Some(0),
             placed: BTreeMap::new(),
+            start: None,
             behind: None,
         };
         let trial = Trial {

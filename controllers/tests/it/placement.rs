@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use rota_controllers::runtime::Clock;
+
 use crate::world::{JOBS, TASKS, World, condition, job};
 
 const QUEUES: &str = "/apis/rota.dev/v1/queues";
@@ -47,6 +49,8 @@ impl Agents {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let behaviour = Arc::new(Mutex::new(behaviour));
         let (rest, log, how) = (world.admin.clone(), seen.clone(), behaviour.clone());
+        let clock = Clock::tokio("2026-01-01T00:00:00Z".parse().unwrap());
+        let time = move || clock.now().strftime("%FT%TZ").to_string();
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
                 tokio::time::sleep(LOOK).await;
@@ -78,8 +82,12 @@ impl Agents {
                             status
                         }
                         None if phase(task) == "Running" => continue,
-                        None => json!({"phase": "Running", "ready": true}),
+                        None => json!({"phase": "Running", "ready": true, "startedTime": time()}),
                     };
+                    let mut status = status;
+                    if status["phase"] != "Running" && status["phase"] != "Starting" {
+                        status["finishedTime"] = json!(time());
+                    }
                     let name = task["metadata"]["name"].as_str().unwrap();
                     let path = format!("{TASKS}/{name}/status");
                     rest.patch(&path, &json!({"status": status})).await.unwrap();

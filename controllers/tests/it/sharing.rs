@@ -34,8 +34,14 @@ async fn a_gang_of_two_jobs_starts_when_both_fit() {
     node(&world, "n1", "4").await;
     let agents = Agents::start(&world, run_on);
     let controllers = world.controllers("c", &["job", "placement"]);
-    let gang = |n: u32| json!({"completions": n, "gang": {"name": "train"}});
+    let gang = |n: u32| json!({"completions": n, "gang": {"name": "train", "jobs": 2}});
     submit(&world, "ps", "2", gang(1)).await;
+    let alone = until_job(&world, "ps", |j| !reasons(j).is_empty()).await;
+    assert_eq!(
+        reasons(&alone),
+        ["Gang"],
+        "it fits, and is not all of the gang"
+    );
     submit(&world, "worker", "1", gang(4)).await;
     let waiting = until_job(&world, "worker", |j| !reasons(j).is_empty()).await;
     assert!(
@@ -175,17 +181,54 @@ async fn what_is_known_of_durations_becomes_a_forecast() {
     let start = second["status"]["waitingFor"]["estimatedStart"]["p50Time"].as_str();
     assert!(start.unwrap().starts_with("2026-01-01T00:10:"), "{start:?}");
     assert!(condition(&second, "DeadlineFeasible").starts_with("False"));
-    let message = second["status"]["waitingFor"]["reasons"][0]["message"].as_str();
-    assert!(
-        message
-            .unwrap()
-            .contains("held mostly by Job default/first"),
-        "{message:?}"
-    );
+    let held = second["status"]["waitingFor"]["reasons"][0]["heldBy"].as_str();
+    assert!(held.unwrap().contains("Job default/first"), "{held:?}");
     agents.now(succeed);
     until_job(&world, "second", |j| j["status"]["phase"] == "Succeeded").await;
     let idle = |q: &Value| q["status"]["fairShare"] == "0" && q["status"]["dominantShare"] == "0";
     let path = "/apis/rota.dev/v1/queues/default";
     world.until(path, |q| q.is_some_and(idle)).await;
+    controllers.shut_down().await;
+}
+
+/// Tasks of the short Job end at once.
+fn short_ones_succeed(task: &Value) -> Option<Value> {
+    let short = task["spec"]["jobName"] == "short";
+    short.then(|| json!({"phase": "Succeeded", "exitCode": 0}))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_job_goes_first_and_saved_work_is_remembered() {
+    let world = World::start().await;
+    let spec = json!({"order": "ShortestRemainingTimeFirst"});
+    queue(&world, "default", spec).await;
+    node(&world, "n1", "1").await;
+    let agents = Agents::start(&world, run_on);
+    let controllers = world.controllers("c", &["job", "placement"]);
+    let long = json!({"expectedDurationSeconds": 100_000,
+        "preemption": {"checkpoint": {"periodSeconds": 30}}});
+    submit(&world, "long", "1", long).await;
+    until_job(&world, "long", |j| j["status"]["running"] == 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(70)).await;
+    agents.now(short_ones_succeed);
+    submit(&world, "short", "1", json!({"expectedDurationSeconds": 5})).await;
+    until_job(&world, "short", |j| j["status"]["phase"] == "Succeeded").await;
+    let ledgers = "/apis/rota.dev/v1/namespaces/default/jobledgers";
+    let saved = || async {
+        let (ledgers, _) = world.admin.list::<Value>(ledgers, "").await.unwrap();
+        let of = ledgers.iter().find(|l| l["spec"]["jobName"] == "long");
+        of.map(|l| l["spec"]["attempts"]["0"]["savedSeconds"].clone())
+    };
+    let deadline = tokio::time::Instant::now() + crate::world::LIMIT;
+    while saved().await != Some(json!(60)) {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{:?}",
+            saved().await
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    agents.now(succeed);
+    until_job(&world, "long", |j| j["status"]["phase"] == "Succeeded").await;
     controllers.shut_down().await;
 }

@@ -87,6 +87,14 @@ fn service_on_etcd() {
     service(&cluster, Client::Rota);
 }
 
+#[test]
+fn placement_on_the_embedded_store() {
+    let cluster = Cluster::two_nodes(Store::Embedded).unwrap();
+    gang(&cluster, Client::Kubectl);
+    queues(&cluster, Client::Rota);
+    affinity(&cluster, Client::Rota);
+}
+
 fn hello(cluster: &Cluster, client: Client) {
     let said = client.apply(cluster, &example("hello.yaml"));
     assert!(said.contains("hello") && said.contains("created"), "{said}");
@@ -230,6 +238,103 @@ fn queue(cluster: &Cluster, client: Client) {
     assert_eq!(times.len(), 6, "succeeded tasks are kept for a minute");
     delete(cluster, client, "job", "turns");
     delete(cluster, client, "queue", "narrow");
+}
+
+fn gang(cluster: &Cluster, client: Client) {
+    client.apply(cluster, &example("gang.yaml"));
+    client.ok(
+        cluster,
+        &[
+            "wait",
+            "--for=condition=Complete",
+            "job/ring",
+            "--timeout=60s",
+        ],
+    );
+    let tasks = cluster.tasks("ring");
+    assert_eq!(tasks.len(), 3, "succeeded tasks are kept for a minute");
+    let all = |field: &str| {
+        tasks
+            .iter()
+            .map(|t| text(&t["status"][field]))
+            .collect::<Vec<_>>()
+    };
+    // All of them ran at one time.
+    let (last_start, first_end) = (all("startedTime"), all("finishedTime"));
+    assert!(
+        last_start.iter().max() < first_end.iter().min(),
+        "{last_start:?} {first_end:?}"
+    );
+    delete(cluster, client, "job", "ring");
+}
+
+fn queues(cluster: &Cluster, client: Client) {
+    client.apply(cluster, &example("queues.yaml"));
+    let shown = cluster.rota(&["queue", "org"]);
+    assert!(shown.status.success(), "{}", shown.text());
+    let rows: Vec<&str> = shown
+        .stdout
+        .lines()
+        .map(|row| row.split("   ").next().unwrap())
+        .collect();
+    assert_eq!(
+        rows,
+        ["QUEUE", "org", "  ads", "  research"],
+        "{}",
+        shown.stdout
+    );
+    eventually("both teams are done, within the limit above them", || {
+        let held = |job: &str| {
+            let tasks = cluster.tasks(job);
+            let live = tasks.iter().filter(|t| {
+                let phase = t["status"]["phase"].as_str();
+                !matches!(phase, Some("Succeeded" | "Failed" | "Lost"))
+            });
+            live.count()
+        };
+        let (study, reports) = (held("study"), held("reports"));
+        assert!(
+            study + reports <= 6,
+            "{study} and {reports} tasks of 100m at a limit of 600m"
+        );
+        for name in ["study", "reports"] {
+            let job = cluster.job(name);
+            check(
+                condition(&job, "Complete").as_deref() == Some("True"),
+                || job["status"].to_string(),
+            )?;
+        }
+        Ok(())
+    });
+    for job in ["study", "reports"] {
+        delete(cluster, client, "job", job);
+    }
+    for queue in ["ads", "research", "org"] {
+        delete(cluster, client, "queue", queue);
+    }
+}
+
+fn affinity(cluster: &Cluster, client: Client) {
+    client.apply(cluster, &example("affinity.yaml"));
+    for job in ["store", "front", "cache"] {
+        cluster.wait_job(job, "Ready", Duration::from_secs(60));
+    }
+    cluster.wait_job("reader", "Complete", Duration::from_secs(60));
+    let nodes = |job: &str| {
+        let tasks = cluster.tasks(job);
+        let mut nodes: Vec<String> = tasks.iter().map(|t| text(&t["spec"]["nodeName"])).collect();
+        nodes.sort();
+        nodes
+    };
+    let both = [node_name(cluster, 1), node_name(cluster, 2)];
+    let two_each = [0, 0, 1, 1].map(|n| both[n].clone());
+    assert_eq!(nodes("store"), both);
+    assert_eq!(nodes("front"), two_each);
+    let cache = nodes("cache").remove(0);
+    assert_eq!(nodes("reader"), [cache.clone(), cache]);
+    for job in ["store", "front", "cache", "reader"] {
+        delete(cluster, client, "job", job);
+    }
 }
 
 fn text(value: &serde_json::Value) -> String {

@@ -15,6 +15,7 @@ mod bad_input;
 mod examples;
 mod kubectl;
 mod nodes;
+mod placing;
 mod server_kills;
 mod store_faults;
 mod wordcount;

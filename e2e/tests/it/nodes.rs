@@ -27,34 +27,8 @@ struct FarNode {
 
 impl FarNode {
     fn join(cluster: &Cluster) -> FarNode {
-        let token = cluster.rota(&["token", "create"]);
-        assert!(token.status.success(), "{}", token.text());
         let dir = cluster.data_dir().join("far");
-        let agent = Background::start(
-            Command::new(rota_bin())
-                .arg("agent")
-                .args(["--server", &format!("https://127.0.0.1:{}", cluster.port())])
-                .args(["--token", token.stdout.trim()])
-                .args(["--name", "far"])
-                .args(["--resources", "cpu=1,memory=1Gi"])
-                .arg("--data-dir")
-                .arg(&dir)
-                .env_remove("KUBECONFIG"),
-            &cluster.scratch().join("far.log"),
-        );
-        let mut http = cluster.http();
-        let log = cluster.scratch().join("far.log");
-        eventually("the far node is ready", || {
-            let answer = http.get("/api/v1/nodes/far");
-            let node = answer.json();
-            check(condition(&node, "Ready").as_deref() == Some("True"), || {
-                format!(
-                    "{}\n{}",
-                    node["status"]["conditions"],
-                    std::fs::read_to_string(&log).unwrap_or_default()
-                )
-            })
-        });
+        let agent = cluster.join("far", &["--resources", "cpu=1,memory=1Gi"]);
         FarNode { dir, _agent: agent }
     }
 

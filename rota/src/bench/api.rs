@@ -28,6 +28,8 @@ const PAGE: usize = 500;
 const LIMIT_PAGES: usize = 40;
 /// Time for background work after the objects are there: merging of tables, garbage collection.
 const REST: Duration = Duration::from_secs(10);
+/// Seconds that a server may take to catch up before its objects are counted.
+const RECOUNT_TRIES: u32 = 30;
 /// Items per request when objects are made before the measurement.
 const SEED_BATCH: usize = 500;
 /// etcd's best bulk rate is reached at this concurrency, whatever ours is.
@@ -534,7 +536,15 @@ async fn recount(admin: &mut Conn, collection: &str) -> Result<u64> {
     let mut token = String::new();
     loop {
         let path = format!("{collection}?limit=5000&continue={token}");
-        let (status, body) = admin.send(Method::GET, &path, Bytes::new()).await?;
+        let (mut status, mut body) = admin.send(Method::GET, &path, Bytes::new()).await?;
+        // Right after the load the server's cache may be behind for a while, and says so.
+        for _ in 0..RECOUNT_TRIES {
+            if status != StatusCode::SERVICE_UNAVAILABLE {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            (status, body) = admin.send(Method::GET, &path, Bytes::new()).await?;
+        }
         if status != StatusCode::OK {
             bail!(
                 "counting objects: {status}: {}",

@@ -10,6 +10,7 @@ mod cluster;
 mod hollow;
 mod limits;
 mod report;
+mod schedule;
 mod tasks;
 mod watch;
 
@@ -33,6 +34,8 @@ enum What {
     Watch(watch::Args),
     /// One Job of many short tasks, from its creation until it is complete.
     Tasks(tasks::Args),
+    /// The scheduler core alone: many tasks onto many nodes, each placement counted again.
+    Schedule(schedule::Args),
     /// Serves ready bytes over TLS: the limit of `get` and `list`. Ends when its standard input does.
     #[command(hide = true)]
     LimitServer(limits::ServerArgs),
@@ -76,6 +79,7 @@ pub async fn run(args: Args) -> ExitCode {
         What::Api(args) => api::run(args).await,
         What::Watch(args) => watch::run(args).await,
         What::Tasks(args) => tasks::run(args).await,
+        What::Schedule(args) => schedule::run(&args),
         What::LimitServer(args) => {
             return match limits::serve(args).await {
                 Ok(()) => ExitCode::SUCCESS,

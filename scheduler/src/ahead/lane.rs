@@ -7,72 +7,38 @@ use crate::cluster::states::NONE;
 use crate::estimate::corrected;
 use crate::filter::how_many;
 use crate::spec::{NEVER, Time};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 /// Tasks of one shape that end at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Release {
-    at: Time,
+pub(super) struct Release {
+    pub at: Time,
     shape: u32,
     count: u32,
 }
 
-/// Where a node's releases are listed, and of which of its conditions they were made.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Known {
-    /// State, its generation, newest task: differs after a task came or went.
-    stamp: (u32, u32, u32),
-    listed: bool,
-    first: u32,
-    /// Number of releases.
-    pub count: u32,
-}
-
-/// The lists of releases of the nodes that were looked at.
+/// When the tasks of one node end.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lanes {
-    /// Tasks end when they are expected to, not only when they have almost surely.
-    pub expected: bool,
-    known: Vec<Known>,
-    /// Per node ascending. Lists that are no longer true stay until the end of the cycle.
+struct Lane {
+    /// The node's version of which it was listed; None before.
+    version: Option<u64>,
+    /// Ascending.
     releases: Vec<Release>,
 }
 
-impl Lanes {
-    /// Lists the node's releases unless that was done and still holds.
-    pub fn of(&mut self, cluster: &Cluster, node: u32, now: Time) -> Known {
-        let n = node as usize;
-        if self.known.len() <= n {
-            self.known.resize(n + 1, Known::default());
-        }
-        let state = cluster.states.of_node[n];
-        let stamp = (
-            state,
-            cluster.states.generation[state as usize],
-            cluster.nodes[n].first_task,
-        );
-        let known = self.known[n];
-        if known.listed && known.stamp == stamp {
-            return known;
-        }
-        self.known[n] = Known {
-            stamp,
-            ..self.list_again(cluster, node, now)
-        };
-        self.known[n]
+impl Lane {
+    /// Whether it says what would be listed now. Ends only move when they are passed.
+    fn holds(&self, version: u64, now: Time) -> bool {
+        self.version == Some(version) && self.releases.first().is_none_or(|r| r.at > now)
     }
 
-    /// The same for one node whose list is not kept.
-    pub fn only(cluster: &Cluster, node: u32, now: Time) -> (Lanes, Known) {
-        let mut lanes = Lanes::default();
-        let known = lanes.list_again(cluster, node, now);
-        (lanes, known)
-    }
-
-    fn list_again(&mut self, cluster: &Cluster, node: u32, now: Time) -> Known {
-        let n = node as usize;
-        let first = self.releases.len();
-        let mut at = cluster.nodes[n].first_task;
+    fn list(&mut self, cluster: &Cluster, node: u32, now: Time, expected: bool) {
+        let list = &mut self.releases;
+        list.clear();
+        let node = &cluster.nodes[node as usize];
+        self.version = Some(node.version);
+        let mut at = node.first_task;
         while at != NONE {
             let task = &cluster.tasks.slots[at as usize];
             at = task.next;
@@ -81,177 +47,202 @@ impl Lanes {
                 // On its way out: any moment now.
                 now.saturating_add(1)
             } else {
-                let end = if self.expected { run.end } else { run.end_max };
+                let end = if expected { run.end } else { run.end_max };
                 corrected(run.start, now, end, NEVER)
             };
             if end != NEVER {
-                self.releases.push(Release {
+                list.push(Release {
                     at: end,
                     shape: task.shape,
                     count: 1,
                 });
             }
         }
-        let list = &mut self.releases[first..];
         list.sort_unstable();
         // Tasks alike that end together become one entry.
-        let mut kept = 0;
-        for i in 1..list.len() {
-            if (list[i].at, list[i].shape) == (list[kept].at, list[kept].shape) {
-                list[kept].count += 1;
-            } else {
-                kept += 1;
-                list[kept] = list[i];
+        list.dedup_by(|next, kept| {
+            let alike = (next.at, next.shape) == (kept.at, kept.shape);
+            kept.count += if alike { next.count } else { 0 };
+            alike
+        });
+    }
+}
+
+/// When running tasks give their nodes back, of the nodes that were looked at. Kept from cycle to
+/// cycle by the cluster; a lane is listed again when its node's tasks changed or an end was passed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lanes {
+    /// Tasks end when they are expected to, not only when they have almost surely.
+    pub expected: bool,
+    now: Time,
+    all: Vec<Lane>,
+}
+
+impl Lanes {
+    /// It is `now`. What was listed at a later time does not count.
+    pub fn advance(&mut self, now: Time) {
+        if now < self.now {
+            self.all.clear();
+        }
+        self.now = now;
+    }
+
+    /// Lists the node's releases unless that was done and still holds.
+    pub(super) fn look(&mut self, cluster: &Cluster, node: u32) {
+        let n = node as usize;
+        if self.all.len() <= n {
+            self.all.resize_with(n + 1, Lane::default);
+        }
+        let lane = &mut self.all[n];
+        if !lane.holds(cluster.nodes[n].version, self.now) {
+            lane.list(cluster, node, self.now, self.expected);
+        }
+    }
+
+    /// The releases of a node that was looked at, ascending.
+    pub(super) fn of(&self, node: u32) -> &[Release] {
+        let lane = self.all.get(node as usize);
+        lane.map_or(&[], |lane| &lane.releases)
+    }
+
+    /// The releases as they are now, also of a node that has changed since it was looked at.
+    pub(super) fn fresh(&self, cluster: &Cluster, node: u32) -> Cow<'_, [Release]> {
+        let version = cluster.nodes[node as usize].version;
+        let lane = self.all.get(node as usize);
+        if let Some(lane) = lane.filter(|lane| lane.holds(version, self.now)) {
+            return Cow::Borrowed(&lane.releases);
+        }
+        let mut lane = Lane::default();
+        lane.list(cluster, node, self.now, self.expected);
+        Cow::Owned(lane.releases)
+    }
+}
+
+/// What tasks without a known end hold of what the shape asks for: the largest share of the
+/// node's capacity over the resources, in parts of 2^20.
+pub(super) fn stuck(cluster: &Cluster, node: u32, releases: &[Release], shape: &Shape) -> i128 {
+    let state = cluster.states.of_node[node as usize];
+    let mut walk = Walk::new(shape);
+    walk.start(cluster.states.free_of(state), 0);
+    for release in releases {
+        let other = cluster.tasks.shapes.get(release.shape);
+        walk.change(other, i64::from(release.count));
+    }
+    let profile = cluster.nodes[node as usize].profile as usize;
+    let capacity = &cluster.profiles.all[profile].capacity;
+    let shares = shape.requests.iter().zip(&walk.free).map(|((r, _), free)| {
+        let all = i128::from(capacity[*r as usize].max(1));
+        ((all - i128::from(*free)) << 20) / all
+    });
+    shares.max().unwrap_or(0)
+}
+
+/// How many tasks fit during all of the span.
+pub(super) fn least(
+    cluster: &Cluster,
+    (node, releases): (u32, &[Release]),
+    (from, to): (Time, Time),
+    held: &[Held],
+    walk: &mut Walk<'_>,
+) -> u32 {
+    start(cluster, node, walk);
+    let mut events = events(releases, held).peekable();
+    while let Some(event) = events.next_if(|e| e.at <= from) {
+        event.apply(cluster, walk);
+    }
+    let mut least = walk.fit();
+    while let Some(event) = events.next_if(|e| e.at < to) {
+        let at = event.at;
+        event.apply(cluster, walk);
+        while let Some(event) = events.next_if(|e| e.at == at) {
+            event.apply(cluster, walk);
+        }
+        least = least.min(walk.fit());
+    }
+    least
+}
+
+/// Appends how the number of tasks (at most `cap`) that fit for `run` changes with the moment
+/// of their start, from `now` on.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn windows(
+    cluster: &Cluster,
+    (node, releases): (u32, &[Release]),
+    (now, run): (Time, Time),
+    held: &[Held],
+    walk: &mut Walk<'_>,
+    cap: u32,
+    changes: &mut Vec<(Time, i64)>,
+) {
+    start(cluster, node, walk);
+    if held.is_empty() {
+        // Only releases: what fits at a moment fits ever after.
+        let mut last = walk.fit().min(cap);
+        if last > 0 {
+            changes.push((now, i64::from(last)));
+        }
+        for release in releases {
+            if last == cap {
+                break;
             }
-        }
-        if !list.is_empty() {
-            self.releases.truncate(first + kept + 1);
-        }
-        Known {
-            stamp: (0, 0, 0),
-            listed: true,
-            first: first as u32,
-            count: (self.releases.len() - first) as u32,
-        }
-    }
-
-    fn list(&self, known: Known) -> &[Release] {
-        &self.releases[known.first as usize..][..known.count as usize]
-    }
-
-    /// When the last task with a known end ends.
-    pub fn last_release(&self, known: Known) -> Option<Time> {
-        self.list(known).last().map(|r| r.at)
-    }
-
-    /// What tasks without a known end hold of what the shape asks for: the largest share of the
-    /// node's capacity over the resources, in parts of 2^20.
-    pub fn stuck(&self, cluster: &Cluster, node: u32, known: Known, shape: &Shape) -> i128 {
-        let state = cluster.states.of_node[node as usize];
-        let mut walk = Walk::new(shape);
-        walk.start(cluster.states.free_of(state), 0);
-        for release in self.list(known) {
             let other = cluster.tasks.shapes.get(release.shape);
             walk.change(other, i64::from(release.count));
+            let fit = walk.fit().min(cap);
+            if fit > last {
+                changes.push((release.at, i64::from(fit - last)));
+                last = fit;
+            }
         }
-        let profile = cluster.nodes[node as usize].profile as usize;
-        let capacity = &cluster.profiles.all[profile].capacity;
-        let shares = shape.requests.iter().zip(&walk.free).map(|((r, _), free)| {
-            let all = i128::from(capacity[*r as usize].max(1));
-            ((all - i128::from(*free)) << 20) / all
+        return;
+    }
+    // Spans between events, each from its moment to the next one's, and what fits in each.
+    let mut spans: Vec<(Time, u32)> = Vec::new();
+    let mut events = events(releases, held).peekable();
+    while let Some(event) = events.next_if(|e| e.at <= now) {
+        event.apply(cluster, walk);
+    }
+    spans.push((now, walk.fit().min(cap)));
+    while let Some(event) = events.next() {
+        let at = event.at;
+        event.apply(cluster, walk);
+        while let Some(event) = events.next_if(|e| e.at == at) {
+            event.apply(cluster, walk);
+        }
+        spans.push((at, walk.fit().min(cap)));
+    }
+    sliding_least(&spans, run.max(1), changes);
+}
+
+/// All changes of a node's free amounts, by time.
+fn events<'a>(releases: &'a [Release], held: &[Held]) -> impl Iterator<Item = Event> + use<'a> {
+    let mut reserved: Vec<Event> = Vec::with_capacity(2 * held.len());
+    for h in held {
+        let count = i64::from(h.count);
+        let event = |at, by| Event {
+            at,
+            shape: h.shape,
+            by,
+        };
+        reserved.push(event(h.from, -count));
+        if h.to != NEVER {
+            reserved.push(event(h.to, count));
+        }
+    }
+    reserved.sort_unstable_by_key(|e| e.at);
+    let mut reserved = reserved.into_iter().peekable();
+    let mut releases = releases.iter().peekable();
+    std::iter::from_fn(move || {
+        let next = releases.peek().map_or(NEVER, |r| r.at);
+        if let Some(event) = reserved.next_if(|e| e.at < next) {
+            return Some(event);
+        }
+        let release = releases.next().map(|r| Event {
+            at: r.at,
+            shape: r.shape,
+            by: i64::from(r.count),
         });
-        shares.max().unwrap_or(0)
-    }
-
-    /// How many tasks fit during all of the span.
-    pub fn least(
-        &self,
-        cluster: &Cluster,
-        (node, known): (u32, Known),
-        (from, to): (Time, Time),
-        held: &[Held],
-        walk: &mut Walk<'_>,
-    ) -> u32 {
-        start(cluster, node, walk);
-        let mut events = self.events(known, held).peekable();
-        while let Some(event) = events.next_if(|e| e.at <= from) {
-            event.apply(cluster, walk);
-        }
-        let mut least = walk.fit();
-        while let Some(event) = events.next_if(|e| e.at < to) {
-            let at = event.at;
-            event.apply(cluster, walk);
-            while let Some(event) = events.next_if(|e| e.at == at) {
-                event.apply(cluster, walk);
-            }
-            least = least.min(walk.fit());
-        }
-        least
-    }
-
-    /// Appends how the number of tasks (at most `cap`) that fit for `run` changes with the moment
-    /// of their start, from `now` on.
-    #[allow(clippy::too_many_arguments)]
-    pub fn windows(
-        &self,
-        cluster: &Cluster,
-        (node, known): (u32, Known),
-        (now, run): (Time, Time),
-        held: &[Held],
-        walk: &mut Walk<'_>,
-        cap: u32,
-        changes: &mut Vec<(Time, i64)>,
-    ) {
-        start(cluster, node, walk);
-        if held.is_empty() {
-            // Only releases: what fits at a moment fits ever after.
-            let mut last = walk.fit().min(cap);
-            if last > 0 {
-                changes.push((now, i64::from(last)));
-            }
-            for release in self.list(known) {
-                if last == cap {
-                    break;
-                }
-                let other = cluster.tasks.shapes.get(release.shape);
-                walk.change(other, i64::from(release.count));
-                let fit = walk.fit().min(cap);
-                if fit > last {
-                    changes.push((release.at, i64::from(fit - last)));
-                    last = fit;
-                }
-            }
-            return;
-        }
-        // Spans between events, each from its moment to the next one's, and what fits in each.
-        let mut spans: Vec<(Time, u32)> = Vec::new();
-        let mut events = self.events(known, held).peekable();
-        while let Some(event) = events.next_if(|e| e.at <= now) {
-            event.apply(cluster, walk);
-        }
-        spans.push((now, walk.fit().min(cap)));
-        while let Some(event) = events.next() {
-            let at = event.at;
-            event.apply(cluster, walk);
-            while let Some(event) = events.next_if(|e| e.at == at) {
-                event.apply(cluster, walk);
-            }
-            spans.push((at, walk.fit().min(cap)));
-        }
-        sliding_least(&spans, run.max(1), changes);
-    }
-
-    /// All changes of a node's free amounts, by time.
-    fn events<'a>(&'a self, known: Known, held: &[Held]) -> impl Iterator<Item = Event> + use<'a> {
-        let mut reserved: Vec<Event> = Vec::with_capacity(2 * held.len());
-        for h in held {
-            let count = i64::from(h.count);
-            let event = |at, by| Event {
-                at,
-                shape: h.shape,
-                by,
-            };
-            reserved.push(event(h.from, -count));
-            if h.to != NEVER {
-                reserved.push(event(h.to, count));
-            }
-        }
-        reserved.sort_unstable_by_key(|e| e.at);
-        let mut reserved = reserved.into_iter().peekable();
-        let mut releases = self.list(known).iter().peekable();
-        std::iter::from_fn(move || {
-            let next = releases.peek().map_or(NEVER, |r| r.at);
-            if let Some(event) = reserved.next_if(|e| e.at < next) {
-                return Some(event);
-            }
-            let release = releases.next().map(|r| Event {
-                at: r.at,
-                shape: r.shape,
-                by: i64::from(r.count),
-            });
-            release.or_else(|| reserved.next())
-        })
-    }
+        release.or_else(|| reserved.next())
+    })
 }
 
 /// Sets a walk to what the node has free now.

@@ -7,7 +7,8 @@
 //! counting free nodes instead lets tasks in that delay the reservation later.
 //!
 //! Nothing is looked at before the first question, and nodes that the asked class cannot use are
-//! never looked at. A node's tasks are listed once and listed again only after they changed.
+//! never looked at. A node's tasks are listed once and listed again only after they changed, also from
+//! one cycle to the next.
 //! Amounts of devices are sums here; whether single devices fit is decided at placement.
 
 mod lane;
@@ -17,7 +18,8 @@ mod tests;
 
 use fixedbitset::FixedBitSet;
 
-use self::lane::{Known, Lanes, Walk};
+pub(crate) use self::lane::Lanes;
+use self::lane::{Walk, least, stuck, windows};
 pub(crate) use self::promises::Promises;
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
@@ -81,11 +83,22 @@ pub(crate) struct Ahead {
 impl Ahead {
     /// Knows nothing yet, and costs nothing until it is asked.
     pub fn new(now: Time) -> Self {
+        Ahead::with(Lanes::default(), now)
+    }
+
+    /// The same with what an earlier cycle knew.
+    pub fn with(mut lanes: Lanes, now: Time) -> Self {
+        lanes.advance(now);
         Ahead {
             now,
-            lanes: Lanes::default(),
+            lanes,
             held: FxMap::default(),
         }
+    }
+
+    /// What a later cycle may need to know.
+    pub fn into_lanes(self) -> Lanes {
+        self.lanes
     }
 
     /// The same, where running tasks end when they are expected to
@@ -172,10 +185,11 @@ impl Ahead {
             let shape = cluster.tasks.shapes.get(shape_id);
             let mut ranked: Vec<(i128, Time, u32)> = Vec::new();
             for node in usable(cluster, &allowed) {
-                let known = self.lanes.of(cluster, node, self.now);
+                self.lanes.look(cluster, node);
+                let releases = self.lanes.of(node);
                 ranked.push((
-                    self.lanes.stuck(cluster, node, known, shape),
-                    self.lanes.last_release(known).unwrap_or(self.now),
+                    stuck(cluster, node, releases, shape),
+                    releases.last().map_or(self.now, |r| r.at),
                     node,
                 ));
             }
@@ -269,12 +283,11 @@ impl Ahead {
             }
             let shape = cluster.classes.all[need.class as usize].shape;
             let mut walk = Walk::new(cluster.tasks.shapes.get(shape));
-            let known = self.lanes.of(cluster, *node, self.now);
+            self.lanes.look(cluster, *node);
             let held = self.held.get(node).map_or(&[][..], Vec::as_slice);
             let span = (slot.start, slot.start.saturating_add(need.run_max.max(1)));
-            let fit = self
-                .lanes
-                .least(cluster, (*node, known), span, held, &mut walk);
+            let releases = self.lanes.of(*node);
+            let fit = least(cluster, (*node, releases), span, held, &mut walk);
             free = fit >= *count;
             if free {
                 let place = Slot {
@@ -339,13 +352,14 @@ impl Ahead {
             if cap == 0 {
                 continue;
             }
-            let known = self.lanes.of(cluster, node, self.now);
-            *spent += 1 + u64::from(known.count);
+            self.lanes.look(cluster, node);
+            let releases = self.lanes.of(node);
+            *spent += 1 + releases.len() as u64;
             let before = out.changes.len();
             let held = self.held.get(&node).map_or(&[][..], Vec::as_slice);
-            self.lanes.windows(
+            windows(
                 cluster,
-                (node, known),
+                (node, releases),
                 (self.now, need.run_max),
                 held,
                 &mut walk,
@@ -353,7 +367,7 @@ impl Ahead {
                 &mut out.changes,
             );
             if out.changes.len() > before {
-                out.nodes.push((node, known, cap));
+                out.nodes.push((node, cap));
                 out.upto.push(out.changes.len() as u32);
             }
         }
@@ -380,15 +394,14 @@ impl Ahead {
             let mut walk = Walk::new(cluster.tasks.shapes.get(shape_id));
             let end = start.saturating_add(need.run_max.max(1));
             let mut left = need.count;
-            for (node, known, cap) in candidates.picked(start, pick) {
+            for (node, cap) in candidates.picked(start, pick) {
                 if left == 0 {
                     break;
                 }
                 let held = self.held.get(&node).map_or(&[][..], Vec::as_slice);
                 let span = (start, end);
-                let fit = self
-                    .lanes
-                    .least(cluster, (node, known), span, held, &mut walk);
+                let releases = self.lanes.of(node);
+                let fit = least(cluster, (node, releases), span, held, &mut walk);
                 let count = fit.min(cap).min(left);
                 if count > 0 {
                     left -= count;
@@ -426,8 +439,8 @@ impl Ahead {
 /// Nodes for one need.
 #[derive(Default)]
 struct Candidates {
-    /// Node, what is known of it, most tasks it may take; ascending.
-    nodes: Vec<(u32, Known, u32)>,
+    /// Node, most tasks it may take; ascending.
+    nodes: Vec<(u32, u32)>,
     /// From this moment on, so many more (or fewer) tasks fit if they start then. By node.
     changes: Vec<(Time, i64)>,
     /// Per node: where its changes end.
@@ -436,9 +449,9 @@ struct Candidates {
 
 impl Candidates {
     /// The nodes in the order in which a slot takes them.
-    fn picked(&self, start: Time, pick: Pick) -> Vec<(u32, Known, u32)> {
+    fn picked(&self, start: Time, pick: Pick) -> Vec<(u32, u32)> {
         let mut first = 0;
-        let mut nodes: Vec<(Time, (u32, Known, u32))> = Vec::with_capacity(self.nodes.len());
+        let mut nodes: Vec<(Time, (u32, u32))> = Vec::with_capacity(self.nodes.len());
         for (node, upto) in self.nodes.iter().zip(&self.upto) {
             let changes = &self.changes[first..*upto as usize];
             first = *upto as usize;
@@ -448,7 +461,7 @@ impl Candidates {
             nodes.extend(since.map(|since| (since, *node)));
         }
         if pick == Pick::Latest {
-            nodes.sort_by_key(|(since, (node, _, _))| (std::cmp::Reverse(*since), *node));
+            nodes.sort_by_key(|(since, (node, _))| (std::cmp::Reverse(*since), *node));
         }
         nodes.into_iter().map(|(_, node)| node).collect()
     }
@@ -468,9 +481,9 @@ impl Veto for OutOfTheWay<'_> {
         let mut walk = Walk::new(cluster.tasks.shapes.get(shape));
         // Tasks may have started on the node since it was listed.
         let now = self.ahead.now;
-        let (lanes, known) = Lanes::only(cluster, node, now);
+        let releases = self.ahead.lanes.fresh(cluster, node);
         let span = (now, self.end_max);
-        let fit = lanes.least(cluster, (node, known), span, held, &mut walk);
+        let fit = least(cluster, (node, &releases), span, held, &mut walk);
         fit.min(want)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Ahead, Need, Pick, Slot};
+use super::{Ahead, Lanes, Need, Pick, Slot};
 use crate::cluster::{Cluster, NodeId};
 use crate::place::{Ask, Budget, place};
 use crate::spec::{Class, ClassSpec, NEVER, NodeSpec, Policy, QueueSpec, Run, Time};
@@ -181,6 +181,53 @@ fn counted(slot: &Slot, needs: &[Need]) -> bool {
 }
 
 proptest! {
+    #[test]
+    fn what_is_kept_from_cycle_to_cycle_answers_like_what_is_looked_up_anew(
+        case in case(1..3),
+        changes in prop::collection::vec((0usize..5, 0usize..8, 1i64..40, -2i64..12), 1..12),
+    ) {
+        let mut cluster = build(&case);
+        let mut lanes = Lanes::default();
+        let mut now = NOW;
+        for (what, which, end, later) in changes {
+            now += later;
+            let node = NodeId((which % case.nodes.len()) as u32);
+            let run = Run { end_max: now + end, ..Run::since(now) };
+            let task = cluster.tasks_on(node).nth(which / 4);
+            match task {
+                Some(task) if what == 0 => {
+                    cluster.release(task);
+                }
+                Some(task) if what == 1 => {
+                    cluster.leave(task);
+                }
+                Some(task) if what == 2 => {
+                    cluster.set_run(task, run);
+                }
+                _ if what == 3 => {
+                    let (name, queue) = (cluster.node_name(node).clone(), cluster.queue("q"));
+                    cluster.bind(&name, queue, &class(1, 0), run);
+                }
+                _ => {}
+            }
+            let mut kept = Ahead::with(lanes, now);
+            let mut anew = Ahead::new(now);
+            for demand in &case.demands {
+                let needs = needs(&mut cluster, demand);
+                let ask = |ahead: &mut Ahead, cluster: &Cluster| {
+                    ahead.earliest(cluster, &needs, Pick::Latest, &[], &mut unlimited())
+                };
+                let slot = ask(&mut kept, &cluster);
+                prop_assert_eq!(&slot, &ask(&mut anew, &cluster));
+                if let Some(slot) = slot {
+                    kept.reserve(&cluster, &slot, &needs, 0);
+                    anew.reserve(&cluster, &slot, &needs, 0);
+                }
+            }
+            lanes = kept.into_lanes();
+        }
+    }
+
     #[test]
     fn the_slot_of_one_need_is_free_and_the_earliest(case in case(1..2)) {
         let mut cluster = build(&case);

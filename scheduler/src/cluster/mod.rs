@@ -27,7 +27,7 @@ use self::queues::Queue;
 use self::states::{NONE, States};
 pub(crate) use self::tasks::Tasks;
 use self::typical::Typical;
-use crate::ahead::Promises;
+use crate::ahead::{Lanes, Promises};
 use crate::classes::{ClassEntry, Classes, Shape};
 use crate::filter::Wants;
 use crate::finder::BestFit;
@@ -56,6 +56,8 @@ pub(crate) struct Node {
     pub profile: u32,
     /// Its tasks, newest first.
     pub first_task: u32,
+    /// Differs after a task came, went, or was told anew; 0 before the first one came.
+    pub version: u64,
 }
 
 /// The mutable picture that cycles decide on.
@@ -94,6 +96,10 @@ pub struct Cluster {
     /// How many tasks hold a fixed port on a node; more than one only if the caller bound them so.
     pub(crate) ports: FxMap<(u32, u16), u32>,
     pub(crate) side: Side,
+    /// Versions given to nodes.
+    versions: u64,
+    /// When running tasks end, as far as cycles asked, until [`Node::version`] differs.
+    pub(crate) lanes: Lanes,
     /// Starts that conservative backfill has promised.
     pub(crate) promises: Promises,
     /// What came lately.
@@ -136,6 +142,8 @@ impl Cluster {
             now: 0,
             ports: FxMap::default(),
             side: Side::default(),
+            versions: 0,
+            lanes: Lanes::default(),
             promises: Promises::default(),
             sizes: Sizes::default(),
             devices: FxMap::default(),
@@ -233,6 +241,7 @@ impl Cluster {
             present: false,
             profile: NONE,
             first_task: NONE,
+            version: 0,
         };
         let shared = node.name.clone();
         let id = match self.unused_nodes.pop() {

@@ -241,7 +241,14 @@ impl Cluster {
         let count = if leaving { -1 } else { 1 };
         self.charge(queue, shape, run, count);
         self.charge_leaving(queue, shape, -count);
+        self.touch(node);
         true
+    }
+
+    /// The tasks of a node are no longer what they were.
+    fn touch(&mut self, node: u32) {
+        self.versions += 1;
+        self.nodes[node as usize].version = self.versions;
     }
 
     pub(crate) fn task(&self, id: TaskId) -> Option<&Task> {
@@ -275,6 +282,8 @@ impl Cluster {
         let task = &mut self.tasks.slots[id.slot as usize];
         let old = std::mem::replace(&mut task.run, new);
         let (queue, shape, stays) = (task.queue, task.shape, !task.leaving);
+        let node = task.node;
+        self.touch(node);
         self.tasks.enlist(id.slot);
         if stays && self.tasks.runs.get(old).owner != run.owner {
             self.charge(queue, shape, old, -1);
@@ -344,6 +353,7 @@ impl Cluster {
         self.tasks.leave_gang(gang, id.slot);
         self.tasks.runs.drop_one(run);
         self.drop_shape(shape_id);
+        self.touch(node);
         self.states.detach(node);
         self.attach(node);
         self.forget_if_unused(node);
@@ -437,6 +447,7 @@ impl Cluster {
             }
             placed(self.tasks.id(slot));
         }
+        self.touch(node);
         self.states.detach(node);
         self.attach(node);
     }

@@ -27,7 +27,7 @@ pub enum Blocker {
         resource: String,
         /// The limit.
         limit: i64,
-        /// What its tasks hold, those that leave included.
+        /// What its tasks hold; with those that leave, where they are what is too much.
         used: i64,
         /// What is asked for: one task, or what must start together.
         request: i64,

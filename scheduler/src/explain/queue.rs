@@ -32,6 +32,13 @@ pub(super) fn blockers(
             if limit == i64::MAX || held + request <= i128::from(limit) {
                 continue;
             }
+            // What leaves is told only where it alone is what stands in the way.
+            let used = queue.used[*r as usize];
+            let held = if used + request > i128::from(limit) {
+                used
+            } else {
+                held
+            };
             let resource = cluster.resources.name(*r).to_string();
             let name = queue.name.to_string();
             raise.push((name.clone(), resource.clone(), limit, clamp(held + request)));

@@ -9,8 +9,9 @@
 //!
 //! Cost of a plan, each part relative to the plan by arrival, which is always among the candidates:
 //! the sum of the waits; twice the sum of the waits in units of the unit's own run time (the short
-//! must not wait for the long); and twice the sum of the waits of large units (they must not be made
-//! to wait for the many small), of which no more than [`GAIN_MAX`] counts as a gain. Large is what
+//! must not wait for the long); twice the sum of the waits of large units (they must not be made to
+//! wait for the many small), of which no more than [`GAIN_MAX`] counts as a gain; and twice the sum of
+//! what each large unit starts later, so that one does not pay for another. Large is what
 //! asks for more size × run time than four of five that came lately. A unit that has waited for [`OVERDUE`] times the mean run time is
 //! planned first in every order, so that nothing starves.
 //!
@@ -28,6 +29,7 @@ use crate::agenda::Unit;
 use crate::cluster::Cluster;
 use crate::cluster::states::NONE;
 use crate::estimate::corrected;
+use crate::intern::FxMap;
 use crate::place::Budget;
 use crate::spec::{Demand, NEVER, Time};
 
@@ -86,10 +88,12 @@ pub(crate) fn sequence(
 ) -> Option<Sequence> {
     let planned = &queue[..queue.len().min(PLANNED)];
     let first = &demands[units[*planned.first()? as usize].demands[0] as usize];
+    // Per class: whether all open nodes are its to use.
+    let mut judged = FxMap::default();
     let mut asked: Vec<(u32, &Demand, u32)> = Vec::with_capacity(planned.len());
     let mut resources: Vec<u32> = Vec::new();
     for unit in planned {
-        let (demand, class) = whole(cluster, demands, &units[*unit as usize], first)?;
+        let (demand, class) = whole(cluster, demands, &units[*unit as usize], first, &mut judged)?;
         let shape = cluster.classes.all[class as usize].shape;
         for (r, _) in &cluster.tasks.shapes.get(shape).requests {
             if !resources.contains(r) {
@@ -152,7 +156,7 @@ pub(crate) fn sequence(
     // Those behind start where the plan leaves room, the shortest first.
     let mut rest: Vec<(Option<Item>, u32)> = Vec::new();
     for unit in &queue[planned.len()..] {
-        let asked = whole(cluster, demands, &units[*unit as usize], first);
+        let asked = whole(cluster, demands, &units[*unit as usize], first, &mut judged);
         let item = asked.and_then(|(demand, class)| item(cluster, (*unit, demand, class)));
         rest.push((item, *unit));
     }
@@ -179,6 +183,7 @@ fn whole<'a>(
     demands: &'a [Demand],
     unit: &Unit,
     first: &Demand,
+    judged: &mut FxMap<u32, bool>,
 ) -> Option<(&'a Demand, u32)> {
     let [position] = unit.demands[..] else {
         return None;
@@ -189,12 +194,14 @@ fn whole<'a>(
         return None;
     }
     let class = cluster.class(&demand.class);
-    cluster.learn_profiles(class);
-    let entry = &cluster.classes.all[class as usize];
-    let mut profiles = cluster.profiles.nodes.iter().zip(&cluster.profiles.all);
-    let everywhere = profiles.all(|(nodes, profile)| {
-        let traits = &cluster.profiles.traits[profile.traits as usize];
-        *nodes == 0 || !traits.ready || traits.unschedulable || entry.suits(profile.traits)
+    let everywhere = *judged.entry(class).or_insert_with(|| {
+        cluster.learn_profiles(class);
+        let entry = &cluster.classes.all[class as usize];
+        let mut profiles = cluster.profiles.nodes.iter().zip(&cluster.profiles.all);
+        profiles.all(|(nodes, profile)| {
+            let traits = &cluster.profiles.traits[profile.traits as usize];
+            *nodes == 0 || !traits.ready || traits.unschedulable || entry.suits(profile.traits)
+        })
     });
     everywhere.then_some((demand, class))
 }
@@ -272,7 +279,9 @@ fn best(
     }
     let waiting_sum: i128 = items.iter().map(|i| i128::from(i.run)).sum();
     let mean_run = (waiting_sum + running_sum) / (items.len() as i128 + running);
-    let waits = |starts: &[Time]| Waits::of(items, starts, (work, large), mean_run, now);
+    let arrived = base.0.clone();
+    let waits =
+        |starts: &[Time]| Waits::of(items, (starts, &arrived), (work, large), mean_run, now);
     let by_arrival = waits(&base.0);
     let mut cheapest = (by_arrival.cost(&by_arrival), base);
     for mut order in orders(items, work, large) {
@@ -317,12 +326,14 @@ struct Waits {
     sum: i128,
     slowdown: i128,
     large: i128,
+    /// What each of these waits longer than in the plan by arrival.
+    delayed: i128,
 }
 
 impl Waits {
     fn of(
         items: &[Item],
-        starts: &[Time],
+        (starts, base): (&[Time], &[Time]),
         (work, large): (&[i128], i128),
         mean_run: i128,
         now: Time,
@@ -331,10 +342,11 @@ impl Waits {
             sum: 0,
             slowdown: 0,
             large: 0,
+            delayed: 0,
         };
         // Below this a run time counts as so long: nobody minds a wait of a few seconds.
         let shortest = mean_run / 256 + 1;
-        for ((item, start), work) in items.iter().zip(starts).zip(work) {
+        for (((item, start), by_arrival), work) in items.iter().zip(starts).zip(base).zip(work) {
             let wait = i128::from(item.waited) + i128::from(start.saturating_sub(now));
             waits.sum = waits.sum.saturating_add(wait);
             let run = i128::from(item.run).max(shortest);
@@ -342,6 +354,8 @@ impl Waits {
             waits.slowdown = waits.slowdown.saturating_add(ratio);
             if *work >= large {
                 waits.large = waits.large.saturating_add(wait);
+                let later = start.saturating_sub(*by_arrival).max(0);
+                waits.delayed = waits.delayed.saturating_add(i128::from(later));
             }
         }
         waits
@@ -355,5 +369,6 @@ impl Waits {
         part(self.sum, other.sum)
             .saturating_add(short.saturating_mul(2))
             .saturating_add(large.saturating_mul(2))
+            .saturating_add(part(self.delayed, other.large).saturating_mul(2))
     }
 }

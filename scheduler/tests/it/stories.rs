@@ -269,11 +269,11 @@ fn whole(c: &mut Cluster, id: u64, nodes: u32, run: i64) -> Demand {
 #[test]
 fn only_what_ends_in_time_passes_the_first_that_waits() {
     let mut c = cluster(Policy::BinPack, &[("a", 4, 8), ("b", 4, 8), ("c", 4, 8)]);
-    let strict = QueueSpec {
+    let by_arrival = QueueSpec {
         order: Order::Fifo,
         ..QueueSpec::default()
     };
-    c.set_queue("q", Some(strict));
+    c.set_queue("q", Some(by_arrival));
     busy(&mut c, &[("a", 100), ("b", 50)]);
     // Two whole nodes are free together at 50: b, and c, which is free already.
     let demands = [

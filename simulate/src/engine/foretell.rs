@@ -17,13 +17,6 @@ pub(super) struct Foresight {
     p90: Calibration,
 }
 
-/// What was said of a job when it came, as waits.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Said {
-    p50: Time,
-    p90: Time,
-}
-
 impl Foresight {
     pub fn new() -> Self {
         Foresight {
@@ -34,7 +27,7 @@ impl Foresight {
 
     /// Forecasts for those of the waiting jobs that have none; `demands` are those of `waiting`.
     pub fn look(
-        &self,
+        &mut self,
         cluster: &mut Cluster,
         now: Time,
         waiting: &[usize],
@@ -48,25 +41,34 @@ impl Foresight {
         // Who came later may still go first, so all of them take part.
         let part = waiting.len().min(DEMANDS_MAX);
         debug_assert!(last < part);
+        self.p50.advance(now);
+        self.p90.advance(now);
         for told in forecast(cluster, &demands[..part], now, BUDGET) {
-            let state = &mut states[waiting[told.demand as usize]];
-            if state.record.forecast.is_some() || told.p50 == NEVER {
+            let job = waiting[told.demand as usize];
+            let record = &mut states[job].record;
+            if record.forecast.is_some() || told.p50 == NEVER {
                 continue;
             }
-            let said = Said {
-                p50: told.p50 - now,
-                p90: told.p90.saturating_sub(now),
+            let said = |calibration: &mut Calibration, start: Time| {
+                let wait = start.saturating_sub(now).max(0);
+                let wait = if start == NEVER { NEVER } else { wait };
+                now.saturating_add(calibration.tell(job as u64, now, wait))
             };
-            let p50 = now.saturating_add(self.p50.correct(said.p50));
-            let p90 = now.saturating_add(self.p90.correct(said.p90));
-            state.said = Some(said);
-            state.record.forecast = Some((p50, p90.max(p50)));
+            let p50 = said(&mut self.p50, told.p50);
+            let p90 = said(&mut self.p90, told.p90);
+            record.forecast = Some((p50, p90.max(p50)));
         }
     }
 
-    /// A job that had a forecast started.
-    pub fn learn(&mut self, said: Said, waited: Time) {
-        self.p50.observe(said.p50, waited);
-        self.p90.observe(said.p90, waited);
+    /// A job started.
+    pub fn started(&mut self, now: Time, job: usize) {
+        self.p50.ended(job as u64, now);
+        self.p90.ended(job as u64, now);
+    }
+
+    /// A job was given up.
+    pub fn cancelled(&mut self, job: usize) {
+        self.p50.retain(|other| other != job as u64);
+        self.p90.retain(|other| other != job as u64);
     }
 }

@@ -21,8 +21,8 @@ impl Sim<'_> {
             state.record.nodes.clear();
         }
         state.running += 1;
-        if let Some(said) = state.said.take() {
-            self.foresight.learn(said, now - state.record.submit);
+        if state.record.start.is_none() {
+            self.foresight.started(now, number);
         }
         state.record.start.get_or_insert(now);
         if state.waiting() == 0 {
@@ -182,6 +182,7 @@ impl Sim<'_> {
         self.account
             .want(state.owner, -state.share.saturating_mul(left));
         self.waiting.retain(|job| *job != number);
+        self.foresight.cancelled(number);
         self.close(now, number, Fate::Cancelled);
         if self.settings.log {
             let job = self.trace.jobs[number].id.clone();

@@ -14,7 +14,7 @@ use rota_scheduler::{
     cycle,
 };
 
-use self::foretell::{Foresight, Said};
+use self::foretell::Foresight;
 pub use self::record::{Estimates, Fate, Record, Run, Settings};
 use crate::account::{Account, dominant};
 use crate::measures::{Measures, Totals};
@@ -50,7 +50,6 @@ struct State {
     since: Time,
     /// [`Account::load_time`] when it came.
     load_before: f64,
-    said: Option<Said>,
 }
 
 impl State {
@@ -211,7 +210,6 @@ impl<'a> Sim<'a> {
             running: 0,
             since: now,
             load_before: self.account.load_time(),
-            said: None,
         };
         if self.settings.log {
             let submit = events::submitted(job);

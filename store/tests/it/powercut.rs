@@ -510,8 +510,11 @@ async fn acknowledged_writes_survive_a_power_cut() {
         if compare && db.exists() {
             let bare = tempfile::tempdir().unwrap();
             copy(&db, bare.path());
-            if let Err(error) = fjall::Database::builder(bare.path()).open() {
-                println!("{}: the bare database refuses: {error}", image.name);
+            // A debug build of it may also meet one of its own assertions.
+            let open = || fjall::Database::builder(bare.path()).open().map(drop);
+            let opened = std::panic::catch_unwind(open);
+            if !matches!(opened, Ok(Ok(()))) {
+                println!("{}: the bare database refuses: {opened:?}", image.name);
                 refused += 1;
             }
         }

@@ -210,6 +210,35 @@ impl Cluster {
         });
     }
 
+    /// An agent that joins by token, with a directory of its own below the cluster's, and that
+    /// nobody restarts; waits until its node is ready.
+    pub fn join(&self, name: &str, args: &[&str]) -> Background {
+        let token = self.rota(&["token", "create"]);
+        assert!(token.status.success(), "{}", token.text());
+        let log = self.scratch().join(format!("{name}.log"));
+        let agent = Background::start(
+            Command::new(rota_bin())
+                .arg("agent")
+                .args(["--server", &format!("https://127.0.0.1:{}", self.port)])
+                .args(["--token", token.stdout.trim()])
+                .args(["--name", name])
+                .args(args)
+                .arg("--data-dir")
+                .arg(self.data_dir.join(name))
+                .env_remove("KUBECONFIG"),
+            &log,
+        );
+        let mut http = self.http();
+        eventually(&format!("the node {name} is ready"), || {
+            let node = http.get(&format!("/api/v1/nodes/{name}")).json();
+            super::wait::check(condition(&node, "Ready").as_deref() == Some("True"), || {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                format!("{}\n{log}", node["status"]["conditions"])
+            })
+        });
+        agent
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir

@@ -117,7 +117,7 @@ pub(super) fn job(time: Time, submit: Submit) -> Job {
 }
 
 /// What a log says of a job's submission. Rules that no trace can hold are left out.
-pub(crate) fn submitted(job: &Job) -> Submit {
+pub fn submitted(job: &Job) -> Submit {
     let spec = job.class.spec();
     let mut nodes: BTreeMap<String, Vec<String>> = spec
         .node_selector
@@ -149,7 +149,7 @@ pub(crate) fn submitted(job: &Job) -> Submit {
 }
 
 /// What a log says of a change of the cluster; a job given up is told by its own event.
-pub(crate) fn changed(change: &Change) -> Option<Kind> {
+pub fn changed(change: &Change) -> Option<Kind> {
     match change {
         Change::Node(name, spec) => Some(Kind::Node(Node {
             name: name.clone(),

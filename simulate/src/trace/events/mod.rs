@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use rota_scheduler::{NodeSpec, Time};
 
-pub(crate) use self::convert::{changed, submitted};
+pub use self::convert::{changed, submitted};
 use self::convert::{job, node_change, queue_change};
 pub use self::line::*;
 use super::{Change, Job, Machine, ReadError, TASKS_MAX, TIME_MAX, Trace};
