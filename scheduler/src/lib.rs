@@ -10,12 +10,17 @@
 //! number of nodes after churn; every cost here holds at that end too.
 //!
 //! [`Cluster`] is the mutable picture: nodes, queues and the tasks that hold resources. [`cycle`]
-//! runs the stages (order → filter → score → place) over a list of [`Demand`]s and takes what it
-//! places out of the cluster at once. [`explain()`] says why a class does not fit and what smallest
-//! change would help. [`check`] says what is wrong with a cluster, for tests.
+//! gives every [`Demand`] its turns (by the shares of the queue tree), places what its queue allows
+//! and what fits, makes room for what has a higher claim, keeps room for what cannot start yet, and
+//! takes what it places out of the cluster at once: there is no second decision to disagree with.
+//! [`explain()`] says why a class does not fit, who holds what it lacks and what smallest change
+//! would help; [`forecast`] when it will start; [`check`] what is wrong, at a moment or over time.
 //!
-//! Promises: no node gets more than its free amounts, no queue passes its limit, no fixed port is
-//! given twice on a node, and all arithmetic is exact (i64 base units, saturating on input).
+//! Promises: no node gets more than its free amounts, no queue passes its limit or one above it, a
+//! gang starts whole or not at all, rules between tasks hold when a task is placed, no fixed port is
+//! given twice on a node, nobody is evicted without somebody being placed for it, no chain of
+//! evictions comes back to where it began, and all arithmetic is exact (i64 base units, saturating
+//! on input).
 
 // Unit tests share a module with the integration tests, which know this crate by its name.
 #[cfg(test)]
@@ -39,7 +44,6 @@ mod intern;
 mod mutant;
 mod order;
 mod place;
-#[allow(dead_code)]
 mod preempt;
 pub mod score;
 mod sequence;

@@ -217,7 +217,6 @@ impl Cluster {
     }
 
     /// Takes [`Cluster::leave`] back, for a trial that is given up.
-    #[allow(dead_code)]
     pub(crate) fn stay(&mut self, id: TaskId) -> bool {
         self.set_leaving(id, false)
     }
