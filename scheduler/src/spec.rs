@@ -344,6 +344,8 @@ pub struct Run {
     pub checkpoint: Time,
     /// Whether it may be evicted for others.
     pub preemptible: bool,
+    /// It does not end by itself: a service. Nobody waits for its place.
+    pub stays: bool,
 }
 
 impl Run {
@@ -359,6 +361,7 @@ impl Run {
             end_max: NEVER,
             checkpoint: 0,
             preemptible: false,
+            stays: false,
         }
     }
 
@@ -408,6 +411,8 @@ pub struct Demand {
     pub preemptible: bool,
     /// How often each saves its work; 0: never.
     pub checkpoint: Time,
+    /// Its tasks do not end by themselves.
+    pub stays: bool,
 }
 
 impl Demand {
@@ -429,6 +434,7 @@ impl Demand {
             healing: false,
             preemptible: false,
             checkpoint: 0,
+            stays: false,
         }
     }
 
@@ -444,6 +450,7 @@ impl Demand {
             end_max: now.saturating_add(self.run_max.max(self.run)),
             checkpoint: self.checkpoint,
             preemptible: self.preemptible,
+            stays: self.stays,
         }
     }
 }

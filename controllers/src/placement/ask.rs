@@ -54,6 +54,8 @@ pub(super) struct Terms {
     pub created: Time,
     deadline: Time,
     preemptible: bool,
+    /// A Service's: it does not end by itself.
+    stays: bool,
     /// How often a task saves its work by itself; 0: never.
     checkpoint: Time,
     gang: Option<GangMem>,
@@ -96,6 +98,7 @@ impl Terms {
             healing: min > 0 && live > 0,
             preemptible: self.preemptible,
             checkpoint: self.checkpoint,
+            stays: self.stays,
             ..Demand::new(id, class.clone(), queue, count)
         })
     }
@@ -151,6 +154,7 @@ impl Terms {
             end_max: start.saturating_add(self.run_max),
             checkpoint: self.checkpoint,
             preemptible: self.preemptible,
+            stays: self.stays,
         }
     }
 }
@@ -192,6 +196,7 @@ impl Memory {
             created: meta.creation_timestamp.as_ref().map_or(0, |t| millis(t.0)),
             deadline: deadline.map_or(NEVER, |t| millis(t.0)),
             preemptible: preemption.is_none_or(|p| p.preemptible),
+            stays: job.spec.type_ == JobType::Service,
             checkpoint: checkpoint.map_or(0, |c| c.period_seconds.saturating_mul(1000)),
             gang,
             run,

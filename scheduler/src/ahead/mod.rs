@@ -174,8 +174,8 @@ impl Ahead {
     ///
     /// Takes the nodes where tasks without a known end hold least, then those whose others end
     /// first. Asked again in later cycles it comes to its end: newcomers stay off the nodes taken,
-    /// so what the best nodes still have occupied only shrinks. None when not even empty nodes hold
-    /// the needs.
+    /// so what the best nodes still have occupied only shrinks. What does not end by itself is not
+    /// waited for. None when what is left of the nodes beside it does not hold the needs.
     pub fn hold(&mut self, cluster: &Cluster, needs: &[Need]) -> Option<Slot> {
         let mut places = Vec::new();
         let mut taken: FxMap<u32, Vec<Held>> = FxMap::default();
@@ -202,6 +202,14 @@ impl Ahead {
                 }
                 let profile = cluster.nodes[node as usize].profile as usize;
                 walk.start(&cluster.profiles.all[profile].capacity, 0);
+                let mut at = cluster.nodes[node as usize].first_task;
+                while at != NONE {
+                    let task = &cluster.tasks.slots[at as usize];
+                    at = task.next;
+                    if cluster.tasks.runs.get(task.run).stays && !task.leaving {
+                        walk.change(cluster.tasks.shapes.get(task.shape), -1);
+                    }
+                }
                 let others = self.held.get(&node).into_iter();
                 for held in others.chain(taken.get(&node)).flatten() {
                     let other = cluster.tasks.shapes.get(held.shape);

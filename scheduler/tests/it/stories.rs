@@ -378,3 +378,25 @@ fn a_limit_above_is_told_with_the_queue_that_has_it() {
     let raise = ("q".to_string(), "cpu".to_string(), 1, 2);
     assert_eq!(why.change, Some(Change::RaiseQueueLimit(vec![raise])));
 }
+
+#[test]
+fn nobody_waits_for_the_place_of_what_stays() {
+    let mut c = cluster(Policy::BinPack, &[("a", 4, 8), ("b", 4, 8)]);
+    let queue = c.queue("q");
+    for node in ["a", "b"] {
+        let service = Run {
+            stays: true,
+            ..Run::since(0)
+        };
+        c.bind(node, queue, &Class::new(class(1, 0)), service);
+    }
+    let options = Options {
+        patience: 10,
+        ..Options::default()
+    };
+    let small = Demand::new(2, Class::new(class(1, 0)), queue, 6);
+    let demands = [whole(&mut c, 1, 1, NEVER), small];
+    let outcome = cycle(&mut c, &demands, 100, options);
+    assert_eq!(outcome.reservations, []);
+    assert_eq!(outcome.placements.len(), 6);
+}
