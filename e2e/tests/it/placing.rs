@@ -133,7 +133,7 @@ fn a_job_that_asks_too_much(cluster: &Cluster) {
         let parts = [
             "job.rota.dev/wants waits",
             "InsufficientResource: a task needs 2 of cpu",
-            "[2 nodes]",
+            "2 nodes have less free",
             "Job default/filler (2 tasks",
             "Smallest change that helps: lower cpu from 2 to 1",
         ];
