@@ -155,7 +155,8 @@ fn nodes(args: &Args, random: &mut Random) -> Vec<(String, NodeSpec)> {
         let spec = NodeSpec {
             labels: BTreeMap::from([
                 (HOSTNAME.into(), name.clone()),
-                ("zone".into(), format!("z{}", n % 4)),
+                // Every shape is in every zone.
+                ("zone".into(), format!("z{}", n / 24 % 4)),
             ]),
             allocatable: BTreeMap::from([
                 ("cpu".into(), cores * 1000),
