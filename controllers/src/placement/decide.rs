@@ -171,6 +171,8 @@ impl Memory {
                     self.removals.insert(key.clone());
                 }
             }
+            // A gang may have waited for this one.
+            self.freed |= job.terms.as_ref().is_some_and(|t| t.gang().is_some());
             self.hungry.remove(&serial);
             self.leaving.insert(serial);
             return;
@@ -260,7 +262,7 @@ impl Memory {
         let mut writes = std::mem::take(&mut self.resend);
         writes.extend(self.keep_promises());
         let room_left = CREATING_MAX.saturating_sub(self.creating);
-        if room_left == 0 || self.hungry.is_empty() {
+        if room_left == 0 {
             return writes;
         }
         self.freed = false;
@@ -270,13 +272,13 @@ impl Memory {
         let mut demands = Vec::new();
         for serial in &self.hungry {
             let job = self.jobs.get(serial);
-            let Some(demand) = job.and_then(|job| self.demand(*serial, job)) else {
-                continue;
-            };
-            if demand.min > 0 && self.gang_is_short(*serial).is_some() {
+            let demand = job.and_then(|job| self.demand(*serial, job));
+            // A gang whose members are not all ready, or not all there: its next change is looked at.
+            let short_of = |d: &Demand| d.min > 0 && self.gang_is_short(*serial).is_some();
+            let Some(demand) = demand.filter(|d| !short_of(d)) else {
                 short.push(*serial);
                 continue;
-            }
+            };
             serials.push(*serial);
             demands.push(demand);
         }

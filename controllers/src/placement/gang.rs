@@ -27,6 +27,8 @@ impl Memory {
             terms.as_ref().and_then(Terms::gang),
         );
         job.terms = terms;
+        // Whatever changed about a member, the others of its gang deserve a look.
+        self.freed |= old.or(new).is_some();
         if old == new {
             return;
         }

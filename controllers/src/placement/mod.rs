@@ -385,6 +385,10 @@ fn requests(writes: Vec<Write>) -> Vec<Vec<Write>> {
         if gang.len() <= ATOMIC_MAX {
             out.push(gang);
         } else {
+            // Several transactions, shared with others: nothing in them stands or falls together.
+            for write in &mut gang {
+                write.together = 0;
+            }
             single.append(&mut gang);
         }
     }
@@ -399,7 +403,7 @@ fn requests(writes: Vec<Write>) -> Vec<Vec<Write>> {
 async fn carry_out(rest: Rest, writes: Vec<Write>) -> Vec<(Write, Answer)> {
     let items: Vec<Value> = writes.iter().map(|w| w.item.clone()).collect();
     // Writes that belong together come in a request of their own, see `requests`.
-    let together = writes.first().is_some_and(|w| w.together != 0) && writes.len() <= ATOMIC_MAX;
+    let together = writes.first().is_some_and(|w| w.together != 0);
     let answers = match rest.bulk(items, together, false).await {
         Ok(answers) => answers,
         Err(failure) => writes.iter().map(|_| Err(failure.clone())).collect(),
@@ -447,5 +451,29 @@ async fn look(rest: &Rest, write: &Write, failure: Failure) -> Answer {
             }
         }
         _ => Answer::Failed(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Key;
+
+    #[test]
+    fn only_a_gang_that_one_transaction_holds_is_stored_together() {
+        let write = |together: u64| Write {
+            op: Op::Create(Key::new("a", "t")),
+            item: Value::Null,
+            together,
+        };
+        let mut writes = vec![write(0), write(7), write(7)];
+        writes.extend((0..CREATE_CHUNK + 10).map(|_| write(8)));
+        let out = requests(writes);
+        let shape = |r: &Vec<Write>| (r.len(), r.iter().map(|w| w.together).max());
+        let shapes: Vec<_> = out.iter().map(shape).collect();
+        assert_eq!(
+            shapes,
+            [(2, Some(7)), (CREATE_CHUNK, Some(0)), (11, Some(0))]
+        );
     }
 }

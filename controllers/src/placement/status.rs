@@ -205,6 +205,10 @@ impl Memory {
         {
             return Some(Some(only(why::plain("Gang", text))));
         }
+        if self.demand(serial, job).is_none() {
+            let text = "too few tasks of its gang are ready: others wait out a back-off, or are still ending";
+            return Some(Some(only(why::plain("BackOff", text))));
+        }
         let make = job.make.as_ref()?;
         let behind = job.behind;
         let (class, queue) = (make.class.clone(), make.queue);

@@ -232,3 +232,37 @@ async fn a_shorter_job_goes_first_and_saved_work_is_remembered() {
     until_job(&world, "long", |j| j["status"]["phase"] == "Succeeded").await;
     controllers.shut_down().await;
 }
+
+/// The first attempt of the last index fails.
+fn the_last_fails_once(task: &Value) -> Option<Value> {
+    let spec = &task["spec"];
+    let fails = spec["index"] == 2 && spec["attempt"] == 0;
+    fails.then(|| json!({"phase": "Failed", "exitCode": 1, "reason": "Error"}))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gang_goes_on_when_a_member_comes_back_or_goes() {
+    let world = World::start().await;
+    queue(&world, "default", json!({})).await;
+    node(&world, "n1", "4").await;
+    let agents = Agents::start(&world, the_last_fails_once);
+    let controllers = world.controllers("c", &["job", "placement"]);
+    submit(&world, "ring", "1", json!({"completions": 3, "gang": {}})).await;
+    until_job(&world, "ring", |j| {
+        j["status"]["running"] == 3 && j["status"]["restarts"] == 1
+    })
+    .await;
+    agents.now(succeed);
+    until_job(&world, "ring", |j| j["status"]["phase"] == "Succeeded").await;
+    // One of two Jobs goes before the other has come: what is left says what it lacks, and goes on.
+    agents.now(run_on);
+    let half = |held: bool| json!({"gang": {"name": "pair"}, "suspend": held});
+    submit(&world, "held", "1", half(true)).await;
+    submit(&world, "ready", "1", half(false)).await;
+    let ready = until_job(&world, "ready", |j| !reasons(j).is_empty()).await;
+    assert_eq!(reasons(&ready), ["Gang"]);
+    let path = format!("{}/held", crate::world::JOBS);
+    world.admin.delete(&path, &json!({})).await.unwrap();
+    until_job(&world, "ready", |j| j["status"]["running"] == 1).await;
+    controllers.shut_down().await;
+}
