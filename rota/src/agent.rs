@@ -50,15 +50,20 @@ pub(crate) fn pair(text: &str) -> std::result::Result<(String, String), String> 
     }
 }
 
+/// The amount of one `--resources NAME=AMOUNT`.
+pub(crate) fn quantity(name: &str, text: &str) -> Result<Quantity> {
+    text.parse().map_err(|e| {
+        Fail::new(
+            format!("--resources {name}={text}: {e}"),
+            "write quantities as in Kubernetes: cpu=4 or cpu=500m, memory=8Gi",
+        )
+    })
+}
+
 fn resources(pairs: &[(String, String)]) -> Result<Resources> {
     let mut out = Resources::new();
     for (name, text) in pairs {
-        let quantity: Quantity = text.parse().map_err(|e| {
-            Fail::new(
-                format!("--resources {name}={text}: {e}"),
-                "write quantities as in Kubernetes: cpu=4 or cpu=500m, memory=8Gi",
-            )
-        })?;
+        let quantity = quantity(name, text)?;
         if is_shared_device(name) && quantity.units_floor() != quantity.units_ceil() {
             return Err(Fail::new(
                 format!("--resources {name}={text}: a node has whole devices"),

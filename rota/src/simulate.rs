@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use rota_api::Quantity;
 use rota_scheduler::{NodeSpec, Policy};
 use rota_simulate::nodes::{self, Nodes};
 use rota_simulate::trace::{self, Change, Format, Trace};
@@ -287,12 +286,7 @@ fn node(pairs: &[(String, String)]) -> Result<NodeSpec> {
     };
     let mut allocatable = BTreeMap::new();
     for (name, text) in pairs {
-        let quantity: Quantity = text.parse().map_err(|e| {
-            Fail::new(
-                format!("--resources {name}={text}: {e}"),
-                "write quantities as in Kubernetes: cpu=4 or cpu=500m, memory=8Gi",
-            )
-        })?;
+        let quantity = crate::agent::quantity(name, text)?;
         allocatable.insert(name.clone(), quantity.base_floor(name));
         if rota_api::quantity::is_shared_device(name) {
             spec.devices.insert(name.clone());

@@ -399,8 +399,6 @@ pub struct Demand {
     pub run: Time,
     /// Within which it has ended almost surely; at least `run`.
     pub run_max: Time,
-    /// When all of it must be done; [`NEVER`] without a deadline.
-    pub deadline: Time,
     /// Demands of one gang (above 0) start together or not at all.
     pub gang: u64,
     /// Of a gang: how many of `count` must start together with the others. What is beyond may follow.
@@ -428,7 +426,6 @@ impl Demand {
             count,
             run: NEVER,
             run_max: NEVER,
-            deadline: NEVER,
             gang: 0,
             min: 0,
             healing: false,

@@ -52,7 +52,6 @@ pub(super) struct Terms {
     owner: u64,
     pub priority: i32,
     pub created: Time,
-    deadline: Time,
     preemptible: bool,
     /// A Service's: it does not end by itself.
     stays: bool,
@@ -92,7 +91,6 @@ impl Terms {
             created: self.created,
             run: self.run,
             run_max: self.run_max,
-            deadline: self.deadline,
             gang: self.gang.map_or(0, |g| g.id),
             min,
             healing: min > 0 && live > 0,
@@ -188,13 +186,11 @@ impl Memory {
                 needed: min.min(left).min(lifecycle::parallelism(job)),
             }
         });
-        let deadline = job.spec.finish_deadline_time.as_ref();
         let (run, run_max) = self.expected(job);
         Terms {
             owner: self.namespaces.of(namespace),
             priority: job.spec.priority.min(priority_max.unwrap_or(i32::MAX)),
             created: meta.creation_timestamp.as_ref().map_or(0, |t| millis(t.0)),
-            deadline: deadline.map_or(NEVER, |t| millis(t.0)),
             preemptible: preemption.is_none_or(|p| p.preemptible),
             stays: job.spec.type_ == JobType::Service,
             checkpoint: checkpoint.map_or(0, |c| c.period_seconds.saturating_mul(1000)),

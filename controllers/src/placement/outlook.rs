@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time as MetaTime;
 use rota_api::{EstimatedStart, Job, JobType, Task, WaitingFor};
 use rota_scheduler::estimate::Estimates;
-use rota_scheduler::forecast::{Calibration, forecast};
+use rota_scheduler::forecast::{Calibration, deadline_feasible, forecast};
 use rota_scheduler::{NEVER, Time};
 
 use super::ask::millis;
@@ -196,7 +196,7 @@ pub(super) fn deadline(
         let whole = run.saturating_mul(rounds);
         let sure = start.filter(|_| run != NEVER);
         match sure {
-            Some(start) if start.saturating_add(whole) > by => {
+            Some(start) if !deadline_feasible(start, whole, by) => {
                 return Some((
                     "False",
                     "EndsTooLate",
