@@ -71,20 +71,29 @@ pub fn decode_object(bytes: &[u8], content_type: Option<&str>) -> ApiResult<Deco
 
 /// Reads any JSON value (patches), noting duplicate keys.
 pub fn parse_json(bytes: &[u8]) -> ApiResult<Decoded> {
-    let text = std::str::from_utf8(bytes).map_err(|e| {
+    parse_text(utf8(bytes)?, "the request body")
+}
+
+/// The body as text.
+pub fn utf8(bytes: &[u8]) -> ApiResult<&str> {
+    std::str::from_utf8(bytes).map_err(|e| {
         let before = &bytes[..e.valid_up_to()];
         let line = before.iter().filter(|b| **b == b'\n').count() + 1;
         let column = before.iter().rev().take_while(|b| **b != b'\n').count() + 1;
         ApiError::bad_request(format!(
             "the request body is not valid JSON: it is not UTF-8 at line {line} column {column}"
         ))
-    })?;
+    })
+}
+
+/// As [`parse_json`], of a part of a body; `what` names it in errors.
+pub fn parse_text(text: &str, what: &str) -> ApiResult<Decoded> {
     let state = State::default();
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = Node { state: &state }
         .deserialize(&mut reader)
         .and_then(|v| reader.end().map(|()| v))
-        .map_err(|e| ApiError::bad_request(format!("the request body is not valid JSON: {e}")))?;
+        .map_err(|e| ApiError::bad_request(format!("{what} is not valid JSON: {e}")))?;
     Ok(Decoded {
         value,
         duplicates: state.duplicates.into_inner(),

@@ -4,6 +4,7 @@
 //! resourceVersion. Served ("ready"): the same bytes with `"resourceVersion":"N",` spliced in as
 //! the first member of metadata, so that no read ever serializes an object again.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,6 +12,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use rota_store::Version;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+
+/// Largest encoding buffer that a thread keeps; the usual object has 1 KiB.
+const SCRATCH_MAX: usize = 64 << 10;
 
 const RV_KEY: &[u8] = b"\"resourceVersion\":\"";
 
@@ -21,7 +25,23 @@ pub fn splice_offset(api_version: &str, kind: &str) -> usize {
 
 /// Canonical stored bytes of an object; `metadata.resourceVersion` is left out.
 pub fn encode(object: &Value) -> Bytes {
-    let mut out = Vec::with_capacity(1024);
+    // Written into memory that is used again, then copied out in one piece of the right size: the
+    // bytes live long, and growing them by doubling would cost more than the copy.
+    thread_local! {
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    SCRATCH.with_borrow_mut(|out| {
+        out.clear();
+        write_object(out, object);
+        let bytes = Bytes::copy_from_slice(out);
+        if out.capacity() > SCRATCH_MAX {
+            *out = Vec::new();
+        }
+        bytes
+    })
+}
+
+fn write_object(out: &mut Vec<u8>, object: &Value) {
     let empty = Map::new();
     let top = object.as_object().unwrap_or(&empty);
     let text = |key: &str| top.get(key).and_then(Value::as_str).unwrap_or("");
@@ -34,11 +54,10 @@ pub fn encode(object: &Value) -> Bytes {
         .get("metadata")
         .and_then(Value::as_object)
         .unwrap_or(&empty);
-    write_members(&mut out, meta, &["resourceVersion"], true);
+    write_members(out, meta, &["resourceVersion"], true);
     out.push(b'}');
-    write_members(&mut out, top, &["apiVersion", "kind", "metadata"], false);
+    write_members(out, top, &["apiVersion", "kind", "metadata"], false);
     out.push(b'}');
-    out.into()
 }
 
 fn write_members(out: &mut Vec<u8>, map: &Map<String, Value>, skip: &[&str], mut first: bool) {

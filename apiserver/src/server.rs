@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rota_api::registry::Kind;
-use rota_store::Store;
+use rota_store::{Store, Version};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -100,6 +101,7 @@ pub struct Server {
     pub documents: crate::documents::Documents,
     /// Requests in flight.
     pub lanes: crate::router::Lanes,
+    acknowledged: AtomicU64,
 }
 
 /// Who calls, and under which leadership.
@@ -177,7 +179,18 @@ impl Server {
             advertise,
             stop,
             lanes: crate::router::Lanes::default(),
+            acknowledged: AtomicU64::new(0),
         }
+    }
+
+    /// The newest version that this server has acknowledged in a bulk answer.
+    pub fn acknowledged(&self) -> Version {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Notes such a version.
+    pub fn acknowledge(&self, version: Version) {
+        self.acknowledged.fetch_max(version, Ordering::Relaxed);
     }
 
     /// All served kinds.

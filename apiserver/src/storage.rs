@@ -38,6 +38,8 @@ pub enum Outcome {
         stored: Bytes,
         /// 201 or 200.
         code: u16,
+        /// metadata.uid.
+        uid: Box<str>,
     },
     /// The object is removed; this was its last state.
     Removed(Arc<Object>),
@@ -89,7 +91,7 @@ impl Prepared {
                 removed: true,
                 warnings: self.warnings,
             },
-            Outcome::Stored { stored, code } => Done {
+            Outcome::Stored { stored, code, .. } => Done {
                 code,
                 bytes: match version {
                     Some(v) => splice(&stored, served.offset, v),

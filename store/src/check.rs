@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::{Expect, StoreError, TXN_BYTES_MAX, TXN_WRITES_MAX, Txn, Write};
+use crate::{Expect, Outcome, StoreError, TXN_BYTES_MAX, TXN_WRITES_MAX, Txn, Write};
 
 /// Most guards of one [`Txn`]. Guards on keys that are not written are compared on etcd as well, so they
 /// share its limit of 128 operations.
@@ -60,10 +60,31 @@ pub(crate) fn validate(txn: &Txn) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The transactions that keep the rules, and what those at the other places are answered.
+pub(crate) fn sift(txns: Vec<Txn>) -> (Vec<Txn>, Vec<(usize, StoreError)>) {
+    let mut refused = Vec::new();
+    let mut good = Vec::with_capacity(txns.len());
+    for (at, txn) in txns.into_iter().enumerate() {
+        match validate(&txn) {
+            Ok(()) => good.push(txn),
+            Err(error) => refused.push((at, error)),
+        }
+    }
+    (good, refused)
+}
+
+/// Puts the answers of [`sift`] back in their places among those of the good ones.
+pub(crate) fn weave(mut outcomes: Vec<Outcome>, refused: Vec<(usize, StoreError)>) -> Vec<Outcome> {
+    for (at, error) in refused {
+        outcomes.insert(at.min(outcomes.len()), Err(error));
+    }
+    outcomes
+}
+
 fn check_key(key: &str) -> Result<(), StoreError> {
-    if key.is_empty() || key.len() > KEY_BYTES_MAX {
+    if !key.starts_with('/') || key.len() > KEY_BYTES_MAX {
         return Err(StoreError::Invalid(format!(
-            "a key has 1 to {KEY_BYTES_MAX} bytes, this one has {}",
+            "a key begins with a slash and has at most {KEY_BYTES_MAX} bytes, this one has {}",
             key.len()
         )));
     }

@@ -20,7 +20,7 @@ pub const TXN_BYTES_MAX: usize = 1_400_000;
 /// One stored value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Full key, for example `/rota.dev/jobs/default/hello`.
+    /// Full key, for example `/rota.dev/jobs/default/hello`; every key begins with a slash.
     pub key: Arc<str>,
     /// The bytes as written.
     pub value: Bytes,
@@ -90,6 +90,9 @@ pub struct Txn {
 
 /// What a commit says when it applied: one version per write, in order.
 pub type Versions = Vec<Version>;
+
+/// What came of one [`Txn`].
+pub type Outcome = Result<Versions, StoreError>;
 
 /// Why a call failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -228,7 +231,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Applies a transaction, or nothing. Returns after it is durable. Calls are combined with
     /// those of other callers; the order among concurrent calls is the store's.
-    async fn commit(&self, txn: Txn) -> Result<Versions, StoreError>;
+    async fn commit(&self, txn: Txn) -> Outcome;
+
+    /// Applies independent transactions and answers each, in their order: what as many concurrent
+    /// calls of [`Store::commit`] would do, handed over at once. None waits for another's outcome.
+    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<Outcome> {
+        futures::future::join_all(txns.into_iter().map(|txn| self.commit(txn))).await
+    }
 
     /// Every event after `from`, in order, of all keys, without end. Ends with one error item when
     /// the watch cannot go on ([`StoreError::Compacted`] or Unavailable): the caller starts again from

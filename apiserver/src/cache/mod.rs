@@ -29,6 +29,10 @@ const HISTORY_EVENTS_MAX: usize = 60_000;
 /// Objects that one list call to the store asks for while the cache fills (etcd answers at most 4 MiB).
 const FILL_PAGE: usize = 500;
 
+/// Events applied under one lock, so that readers need not wait for the whole of what a cache that
+/// lagged is sent at once.
+const APPLY_MAX: usize = 1000;
+
 /// Longest wait of a consistent read for the cache to catch up with the store.
 const FRESH_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -232,7 +236,10 @@ impl Cache {
                 continue;
             };
             let mut end = start + 1;
-            while end < events.len() && events[end].key.starts_with(kind.prefix()) {
+            while end < events.len()
+                && end - start < APPLY_MAX
+                && events[end].key.starts_with(kind.prefix())
+            {
                 end += 1;
             }
             kind.apply(&events[start..end]);

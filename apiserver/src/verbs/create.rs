@@ -28,6 +28,18 @@ pub async fn create(
     options: WriteOptions,
 ) -> ApiResult<Done> {
     let template = Template::new(caller, served, namespace, body, options)?;
+    commit(server, caller, served, namespace, template, options.dry_run).await
+}
+
+/// Stores what was checked, under another name suffix while a generated one is taken.
+pub async fn commit(
+    server: &Server,
+    caller: &Caller,
+    served: &Served,
+    namespace: &str,
+    template: Template,
+    dry_run: bool,
+) -> ApiResult<Done> {
     if !namespace.is_empty() && namespace_guard(server, namespace)?.is_none() {
         server
             .cache
@@ -36,7 +48,7 @@ pub async fn create(
             .map_err(crate::storage::store_error)?;
     }
     server
-        .commit_new(caller, served, options.dry_run, |server| {
+        .commit_new(caller, served, dry_run, |server| {
             template.prepare(server, served, namespace)
         })
         .await
@@ -120,7 +132,7 @@ impl Template {
                 }
             }
         }
-        meta.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
+        meta.insert("uid".into(), json!(new_uid()));
         meta.insert("creationTimestamp".into(), json!(now()));
         if kind.generation {
             meta.insert("generation".into(), json!(1));
@@ -194,7 +206,11 @@ impl Template {
         if let Some(fence) = lease_fence(served, None, &object)? {
             writes.push(fence);
         }
-        let outcome = Outcome::Stored { stored, code: 201 };
+        let outcome = Outcome::Stored {
+            stored,
+            code: 201,
+            uid: object["metadata"]["uid"].as_str().unwrap_or("").into(),
+        };
         Ok((
             Prepared {
                 guards,
@@ -227,6 +243,14 @@ pub fn unix_now() -> u64 {
 pub fn now() -> String {
     jiff::Timestamp::from_second(unix_now() as i64)
         .map_or_else(|_| String::new(), |t| t.to_string())
+}
+
+/// A random UUID. The bits come from the thread's generator, which is as good a source as the
+/// kernel's and costs no system call per object.
+fn new_uid() -> String {
+    uuid::Builder::from_random_bytes(rand::random())
+        .into_uuid()
+        .to_string()
 }
 
 fn suffix() -> String {

@@ -121,19 +121,6 @@ pub async fn delete(
     name: &str,
     options: &DeleteOptions,
 ) -> ApiResult<Done> {
-    if served.kind.kind == "Namespace"
-        && matches!(
-            name,
-            "default" | "kube-system" | "kube-node-lease" | "rota-system"
-        )
-    {
-        return Err(ApiError::forbidden(
-            "",
-            "namespaces",
-            name,
-            "this namespace may not be deleted",
-        ));
-    }
     server
         .commit_change(caller, served, namespace, name, options.dry_run, |object| {
             prepare(served, namespace, name, object, options)
@@ -149,6 +136,19 @@ pub fn prepare(
     object: &Arc<Object>,
     options: &DeleteOptions,
 ) -> ApiResult<Prepared> {
+    if served.kind.kind == "Namespace"
+        && matches!(
+            name,
+            "default" | "kube-system" | "kube-node-lease" | "rota-system"
+        )
+    {
+        return Err(ApiError::forbidden(
+            "",
+            "namespaces",
+            name,
+            "this namespace may not be deleted",
+        ));
+    }
     let mut new = object.value();
     options
         .preconditions
@@ -227,7 +227,11 @@ pub fn prepare(
     Ok(Prepared {
         guards,
         writes,
-        outcome: Outcome::Stored { stored, code: 200 },
+        outcome: Outcome::Stored {
+            stored,
+            code: 200,
+            uid: new["metadata"]["uid"].as_str().unwrap_or("").into(),
+        },
         warnings,
     })
 }

@@ -320,7 +320,11 @@ pub fn prepare(
     Ok(Prepared {
         guards,
         writes,
-        outcome: Outcome::Stored { stored, code: 200 },
+        outcome: Outcome::Stored {
+            stored,
+            code: 200,
+            uid: new["metadata"]["uid"].as_str().unwrap_or("").into(),
+        },
         warnings,
     })
 }

@@ -136,3 +136,105 @@ async fn only_placement_makes_tasks() {
         1
     );
 }
+
+#[tokio::test]
+async fn a_request_that_is_none_is_refused_and_a_bad_item_spoils_only_itself() {
+    let api = Api::start().await;
+    let one = json!({"verb": "create", "path": MAPS, "body": map("a", "1")});
+    for (bad, part) in [
+        (json!([]), "an object with a list named items"),
+        (json!({"items": {}}), "a list of items"),
+        (json!({}), "missing field `items`"),
+        (json!({"items": [], "atomic": "yes"}), "expected a boolean"),
+        (json!({"items": [], "answer": "Everything"}), "neither"),
+        (json!({"items": vec![0; 5001]}), "more than the 5000 items"),
+        (
+            json!({"items": vec![0; 101], "atomic": true}),
+            "more than the 100",
+        ),
+    ] {
+        let answer = api.post(BULK, &bad).await.fails(400, "BadRequest");
+        let message = answer["message"].as_str().unwrap().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    let text = format!(
+        r#"{{"items":[{one},{{"verb":"create","path":"{MAPS}","body":{deep}}},7,{{"verb":"create","path":"{MAPS}","body":{{"metadata":{{"name":"\ud800"}}}}}}]}}"#
+    );
+    let request = http::Request::post(BULK)
+        .header("content-type", "application/json")
+        .body(Body::from(text))
+        .unwrap();
+    let body = api.raw(request).await.into_body().collect().await.unwrap();
+    let result: Value = serde_json::from_slice(&body.to_bytes()).unwrap();
+    assert_eq!(result["items"][0]["metadata"]["name"], "a", "{result}");
+    for (i, part) in [
+        (1, "deeper than 64"),
+        (2, "must be an object"),
+        (3, "the item is not valid JSON"),
+    ] {
+        let message = result["items"][i]["message"].as_str().unwrap();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn items_on_one_object_and_generated_names_all_get_their_turn() {
+    let api = Api::start().await;
+    let there = format!("{MAPS}/there");
+    let patch = |k: &str| json!({"verb": "patch", "path": there, "body": {"data": {k: "1"}}});
+    let generated =
+        json!({"verb": "create", "path": MAPS, "body": {"metadata": {"generateName": "gen-"}}});
+    let items = json!([
+        {"verb": "create", "path": MAPS, "body": map("there", "1")},
+        patch("x"), patch("y"), patch("x"), generated, generated, generated,
+    ]);
+    // Items are independent: a patch may come before its object is there, or after.
+    api.post(BULK, &json!({"items": items})).await.ok();
+    let items = json!([patch("x"), patch("y"), patch("z"), patch("z")]);
+    for answer in ["Object", "Version"] {
+        let result = api
+            .post(BULK, &json!({"answer": answer, "items": items}))
+            .await
+            .ok();
+        for item in result["items"].as_array().unwrap() {
+            assert_ne!(item["status"], "Failure", "{item}");
+            assert!(
+                item["metadata"]["resourceVersion"]
+                    .as_str()
+                    .unwrap()
+                    .parse::<u64>()
+                    .unwrap()
+                    > 0
+            );
+        }
+    }
+    let data = api.get(&there).await.ok()["data"].clone();
+    assert_eq!(
+        (&data["x"], &data["y"], &data["z"]),
+        (&json!("1"), &json!("1"), &json!("1"))
+    );
+    let maps = api.get(MAPS).await.ok();
+    let names: std::collections::BTreeSet<&str> = maps["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|m| m["metadata"]["name"].as_str())
+        .filter(|n| n.starts_with("gen-"))
+        .collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+}
+
+#[tokio::test]
+async fn what_may_not_be_deleted_may_not_be_deleted_in_bulk() {
+    let api = Api::start().await;
+    for atomic in [false, true] {
+        let body = json!({"atomic": atomic, "items": [{"verb": "delete", "path": "/api/v1/namespaces/default"}]});
+        let result = api.post(BULK, &body).await.ok();
+        assert_eq!(result["items"][0]["reason"], "Forbidden", "{result}");
+    }
+    assert_eq!(
+        api.get("/api/v1/namespaces/default").await.ok()["status"]["phase"],
+        "Active"
+    );
+}

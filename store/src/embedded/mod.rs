@@ -23,11 +23,11 @@ use tokio::sync::{oneshot, watch};
 use crate::counters::Counters;
 use crate::history::{self, History};
 use crate::{
-    EventBatch, ListPage, ListRequest, Record, Store, StoreError, StoreInfo, StoreStats, Txn,
-    Version, Versions, check, expiry,
+    EventBatch, ListPage, ListRequest, Outcome, Record, Store, StoreError, StoreInfo, StoreStats,
+    Txn, Version, check, expiry,
 };
 use disk::{Layout, View};
-use queue::{Op, Queue};
+use queue::{OP_TXNS_MAX, Op, Queue};
 use tail::Tail;
 use writer::Writer;
 
@@ -76,6 +76,10 @@ pub struct EmbeddedStore {
 struct Shared {
     counters: Counters,
     tail: Tail,
+}
+
+fn closed_early() -> StoreError {
+    StoreError::Unknown("the store closed before it answered".to_owned())
 }
 
 struct Reader {
@@ -194,19 +198,37 @@ impl Store for EmbeddedStore {
         self.reader.walk(move |view| view.list(&request)).await
     }
 
-    async fn commit(&self, txn: Txn) -> Result<Versions, StoreError> {
-        check::validate(&txn)?;
-        let (reply, answer) = oneshot::channel();
-        let outcome = match self.queue.push(Op::Commit { txn, reply }).await {
-            Ok(()) => answer.await.unwrap_or_else(|_| {
-                Err(StoreError::Unknown(
-                    "the store closed before it answered".to_owned(),
-                ))
-            }),
-            Err(error) => Err(error),
-        };
-        self.reader.shared.counters.outcome(&outcome);
-        outcome
+    async fn commit(&self, txn: Txn) -> Outcome {
+        let mut outcomes = self.commit_all(vec![txn]).await;
+        outcomes.pop().unwrap_or_else(|| Err(closed_early()))
+    }
+
+    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<Outcome> {
+        let (mut txns, refused) = check::sift(txns);
+        let mut answers = Vec::with_capacity(txns.len() / OP_TXNS_MAX + 1);
+        while !txns.is_empty() {
+            let rest = txns.split_off(txns.len().min(OP_TXNS_MAX));
+            let part = std::mem::replace(&mut txns, rest);
+            let count = part.len();
+            let (reply, answer) = oneshot::channel();
+            let pushed = self.queue.push(Op::Commit { txns: part, reply }).await;
+            answers.push((count, pushed.map(|()| answer)));
+        }
+        let mut outcomes = Vec::new();
+        for (count, answer) in answers {
+            match answer {
+                Ok(answer) => match answer.await {
+                    Ok(part) => outcomes.extend(part),
+                    Err(_) => outcomes.extend(vec![Err(closed_early()); count]),
+                },
+                Err(error) => outcomes.extend(vec![Err(error); count]),
+            }
+        }
+        let outcomes = check::weave(outcomes, refused);
+        for outcome in &outcomes {
+            self.reader.shared.counters.outcome(outcome);
+        }
+        outcomes
     }
 
     async fn watch(

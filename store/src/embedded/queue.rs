@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::{StoreError, Txn, Version, Versions, Write};
+use crate::{Outcome, StoreError, Txn, Version, Write};
 
-/// Transactions that may wait for the writer.
+/// Transactions that may wait for the writer. Above [`OP_TXNS_MAX`], or an operation would never fit.
 const QUEUE_MAX: usize = 16_384;
 /// How long a caller waits for a place before it is told to come back later.
 const QUEUE_WAIT: Duration = Duration::from_secs(5);
@@ -18,11 +18,15 @@ const GROUP_WRITES_MAX: usize = 4096;
 /// Bytes of values in one synced group.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
+/// Transactions in one operation: small enough to share a group with other callers' operations.
+pub(super) const OP_TXNS_MAX: usize = 512;
+
 /// What the writer is asked for.
 pub(super) enum Op {
+    /// Independent transactions of one caller, [`OP_TXNS_MAX`] at most; one answer for each.
     Commit {
-        txn: Txn,
-        reply: oneshot::Sender<Result<Versions, StoreError>>,
+        txns: Vec<Txn>,
+        reply: oneshot::Sender<Vec<Outcome>>,
     },
     Compact {
         version: Version,
@@ -43,12 +47,26 @@ pub(super) struct Queue {
     places: Semaphore,
 }
 
-fn bytes_of(txn: &Txn) -> usize {
-    let size = |write: &Write| match write {
-        Write::Put { value, .. } => value.len(),
-        Write::Delete { .. } => 0,
-    };
-    txn.writes.iter().map(size).sum()
+impl Op {
+    /// Places in the queue that it takes.
+    fn places(&self) -> u32 {
+        match self {
+            Op::Commit { txns, .. } => u32::try_from(txns.len()).unwrap_or(u32::MAX),
+            Op::Compact { .. } => 1,
+        }
+    }
+
+    /// Writes and bytes of values.
+    fn size(&self) -> (usize, usize) {
+        let Op::Commit { txns, .. } = self else {
+            return (0, 0);
+        };
+        let writes = txns.iter().flat_map(|txn| &txn.writes);
+        writes.fold((0, 0), |(count, bytes), write| match write {
+            Write::Put { value, .. } => (count + 1, bytes + value.len()),
+            Write::Delete { .. } => (count + 1, bytes),
+        })
+    }
 }
 
 impl Queue {
@@ -62,16 +80,19 @@ impl Queue {
 
     /// Hands an operation to the writer; Unavailable if there is no place for too long.
     pub(super) async fn push(&self, op: Op) -> Result<(), StoreError> {
-        let permit = match self.places.try_acquire() {
+        let places = op.places();
+        let permit = match self.places.try_acquire_many(places) {
             Ok(permit) => permit,
-            Err(_) => match tokio::time::timeout(QUEUE_WAIT, self.places.acquire()).await {
-                Ok(Ok(permit)) => permit,
-                _ => {
-                    return Err(StoreError::Unavailable(
-                        "the write queue is full".to_owned(),
-                    ));
+            Err(_) => {
+                match tokio::time::timeout(QUEUE_WAIT, self.places.acquire_many(places)).await {
+                    Ok(Ok(permit)) => permit,
+                    _ => {
+                        return Err(StoreError::Unavailable(
+                            "the write queue is full".to_owned(),
+                        ));
+                    }
                 }
-            },
+            }
         };
         let mut waiting = self.waiting.lock();
         if waiting.closed {
@@ -98,19 +119,19 @@ impl Queue {
         if waiting.ops.is_empty() && waiting.closed {
             return None;
         }
-        let (mut writes, mut bytes) = (0, 0);
+        let (mut writes, mut bytes, mut places) = (0, 0, 0);
         let mut group = Vec::new();
         while let Some(op) = waiting.ops.front() {
-            if let Op::Commit { txn, .. } = op {
-                writes += txn.writes.len();
-                bytes += bytes_of(txn);
-            }
+            let (more_writes, more_bytes) = op.size();
+            writes += more_writes;
+            bytes += more_bytes;
             if !group.is_empty() && (writes > GROUP_WRITES_MAX || bytes > GROUP_BYTES_MAX) {
                 break;
             }
+            places += op.places() as usize;
             group.extend(waiting.ops.pop_front());
         }
-        self.places.add_permits(group.len());
+        self.places.add_permits(places);
         Some(group)
     }
 

@@ -15,7 +15,7 @@ use super::codec::{self, Entry, LOG_ENTRY, LOG_OLD, Stored};
 use super::disk::{self, Layout, Overlay, View};
 use super::queue::{Op, Queue};
 use super::{EmbeddedOptions, Shared};
-use crate::{Event, StoreError, Txn, Version, Versions, Write, check};
+use crate::{Event, Outcome, StoreError, Txn, Version, Write, check};
 
 /// How often the idle writer looks after history.
 const TICK: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ const TRIM_CHUNK: usize = 1000;
 /// How often the lower bound of acknowledged versions is noted beside the database.
 const NOTE_EVERY: Duration = Duration::from_secs(10);
 
-type Reply = oneshot::Sender<Result<Versions, StoreError>>;
+type Reply = oneshot::Sender<Vec<Outcome>>;
 
 /// How much history each span of time made, so that retention needs no look at the disk.
 struct Span {
@@ -153,7 +153,9 @@ impl Writer {
             let error = refused.unwrap_or_else(|| StoreError::Unavailable("closed".into()));
             for op in group {
                 match op {
-                    Op::Commit { reply, .. } => drop(reply.send(Err(error.clone()))),
+                    Op::Commit { txns, reply } => {
+                        drop(reply.send(vec![Err(error.clone()); txns.len()]));
+                    }
                     Op::Compact { reply, .. } => drop(reply.send(Err(error.clone()))),
                 }
             }
@@ -166,33 +168,32 @@ impl Writer {
             events: Vec::with_capacity(group.len()),
             history_bytes: 0,
         };
-        let mut done: Vec<(Reply, Versions)> = Vec::with_capacity(group.len());
+        let mut done: Vec<(Reply, Vec<Outcome>)> = Vec::with_capacity(group.len());
         let mut compactions = Vec::new();
         for op in group {
             match op {
                 Op::Compact { version, reply } => compactions.push((version, reply)),
-                Op::Commit { txn, reply } => match draft.apply(&view, txn) {
-                    Ok(versions) => done.push((reply, versions)),
-                    Err(error) => drop(reply.send(Err(error))),
-                },
+                Op::Commit { txns, reply } => {
+                    let outcomes = txns.into_iter().map(|txn| draft.apply(&view, txn));
+                    done.push((reply, outcomes.collect()));
+                }
             }
         }
-        if !done.is_empty() {
-            let outcome = self.write(&view, draft);
+        if !draft.events.is_empty() {
+            let written = self.write(&view, draft);
             drop(view);
-            match outcome {
-                Ok(()) => {
-                    self.shared.counters.group();
-                    for (reply, versions) in done {
-                        drop(reply.send(Ok(versions)));
-                    }
-                }
+            match written {
+                Ok(()) => self.shared.counters.group(),
                 Err(error) => {
-                    for (reply, _) in done {
-                        drop(reply.send(Err(error.clone())));
+                    let applied = done.iter_mut().flat_map(|(_, outcomes)| outcomes);
+                    for outcome in applied.filter(|outcome| outcome.is_ok()) {
+                        *outcome = Err(error.clone());
                     }
                 }
             }
+        }
+        for (reply, outcomes) in done {
+            drop(reply.send(outcomes));
         }
         for (version, reply) in compactions {
             let outcome = self.compact(version);
@@ -375,7 +376,7 @@ impl Writer {
 
 impl Draft {
     /// Checks the guards and adds the writes, or changes nothing.
-    fn apply(&mut self, view: &View, txn: Txn) -> Result<Versions, StoreError> {
+    fn apply(&mut self, view: &View, txn: Txn) -> Outcome {
         for guard in txn.guards {
             let found = self.overlay.look(view, &guard.key)?;
             let seen = found.map(|stored| (stored.version, stored.value.as_ref()));

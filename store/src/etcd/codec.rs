@@ -1,7 +1,8 @@
 //! Keys, values and versions as etcd holds them.
 //!
-//! A key is the store's prefix and then the key as given. Two keys of our own live beside them:
-//! `!store` says who the store is, and `!head` is put last in every transaction, so that its
+//! A key is the store's prefix and then the key as given, which begins with a slash: so a store
+//! under `/rota` and one under `/rota-test` never see each other's keys. Two keys of our own live
+//! among them: `/!store` says who the store is, and `/!head` is put last in every transaction, so that its
 //! modification revision is the newest revision of *this* store (others may use the cluster too)
 //! and its event ends the transaction for a watcher. A value carries its ordinal in the
 //! transaction and its expiry in front of the bytes.
@@ -36,25 +37,26 @@ impl Names {
     }
 
     pub(super) fn head(&self) -> Vec<u8> {
-        format!("{}!head", self.prefix).into_bytes()
+        format!("{}/!head", self.prefix).into_bytes()
     }
 
     pub(super) fn store(&self) -> Vec<u8> {
-        format!("{}!store", self.prefix).into_bytes()
+        format!("{}/!store", self.prefix).into_bytes()
     }
 
     pub(super) fn full(&self, key: &str) -> Vec<u8> {
         [self.prefix.as_bytes(), key.as_bytes()].concat()
     }
 
+    /// Prefix of every key of this store and of no other key.
     pub(super) fn everything(&self) -> Vec<u8> {
-        self.prefix.clone().into_bytes()
+        format!("{}/", self.prefix).into_bytes()
     }
 
     /// The key as callers know it; `None` for what is not a record.
     pub(super) fn strip<'a>(&self, full: &'a [u8]) -> Option<&'a str> {
         let key = std::str::from_utf8(full).ok()?.strip_prefix(&self.prefix)?;
-        (!key.starts_with('!')).then_some(key)
+        (key.starts_with('/') && !key.starts_with("/!")).then_some(key)
     }
 
     pub(super) fn version(&self, revision: i64, ordinal: u64) -> Version {
@@ -110,6 +112,12 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(u64, Option<u64>, &[u8])> {
 pub(super) enum Kind {
     Read,
     Write,
+}
+
+/// Whether an answer was refused on our side for its size.
+pub(super) fn answer_too_large(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status)
+        if status.message().contains("message length too large"))
 }
 
 /// What an etcd error means to a caller.

@@ -7,28 +7,81 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::{Expect, Guard, StoreError, Txn, Versions, Write};
+use crate::{Expect, Guard, Outcome, StoreError, Txn, Write};
 
-/// Writes in one transaction, `!head` aside: with it below etcd's limit of 128 operations.
+/// Writes in one transaction, `/!head` aside: with it below etcd's limit of 128 operations.
 const GROUP_WRITES_MAX: usize = crate::TXN_WRITES_MAX;
 /// Comparisons in one transaction; the same limit applies to them.
 const GROUP_COMPARES_MAX: usize = 120;
 /// Bytes in one transaction; etcd takes 1.5 MiB.
 const GROUP_BYTES_MAX: usize = crate::TXN_BYTES_MAX;
-/// Transactions in flight: one that etcd works on and one that waits at its door. More would only
-/// make the groups smaller, and a transaction costs etcd far more than a write in it.
+/// Transactions in flight while units come one by one: one that etcd works on and one that waits at
+/// its door. More would only make the groups smaller, and a transaction costs etcd far more than a
+/// write in it.
 const IN_FLIGHT_MAX: usize = 2;
+/// Transactions in flight while enough units wait to fill each: etcd syncs several at once.
+const FULL_IN_FLIGHT_MAX: usize = 8;
 /// Waiting units looked at per decision, so that a backlog behind one key costs no quadratic time.
 const WINDOW: usize = 1024;
+
+/// The answers to transactions that one caller handed over together. They are sent when the last
+/// unit is gone, however it went: one that was never answered has an unknown outcome.
+struct Answers {
+    outcomes: Mutex<Vec<Outcome>>,
+    reply: Option<oneshot::Sender<Vec<Outcome>>>,
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            drop(reply.send(std::mem::take(self.outcomes.get_mut())));
+        }
+    }
+}
+
+/// Where the outcome of one unit goes.
+pub(super) struct Reply {
+    answers: Arc<Answers>,
+    at: usize,
+}
+
+impl Reply {
+    /// Answers the unit.
+    pub(super) fn send(self, outcome: Outcome) {
+        if let Some(place) = self.answers.outcomes.lock().get_mut(self.at) {
+            *place = outcome;
+        }
+    }
+}
 
 /// One caller's transaction.
 pub(super) struct Unit {
     pub txn: Txn,
-    pub reply: oneshot::Sender<Result<Versions, StoreError>>,
+    pub reply: Reply,
     /// How often it was in a transaction that failed through another unit.
     pub tries: usize,
+}
+
+/// Units of one caller, and where their outcomes come, in the order of the transactions.
+pub(super) fn units(txns: Vec<Txn>) -> (Vec<Unit>, oneshot::Receiver<Vec<Outcome>>) {
+    let (reply, answer) = oneshot::channel();
+    let unknown = StoreError::Unknown("the store closed before it answered".to_owned());
+    let answers = Arc::new(Answers {
+        outcomes: Mutex::new(vec![Err(unknown); txns.len()]),
+        reply: Some(reply),
+    });
+    let unit = |(at, txn)| Unit {
+        txn,
+        reply: Reply {
+            answers: answers.clone(),
+            at,
+        },
+        tries: 0,
+    };
+    (txns.into_iter().enumerate().map(unit).collect(), answer)
 }
 
 impl Unit {
@@ -107,8 +160,8 @@ pub(super) struct Combiner {
 }
 
 impl Combiner {
-    pub(super) fn push(&mut self, unit: Unit) {
-        self.waiting.push_back(unit);
+    pub(super) fn extend(&mut self, units: Vec<Unit>) {
+        self.waiting.extend(units);
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -117,7 +170,12 @@ impl Combiner {
 
     /// The next transaction's units, if there are any and there is room in flight.
     pub(super) fn next(&mut self) -> Option<Vec<Unit>> {
-        if self.in_flight == IN_FLIGHT_MAX {
+        let most = if self.waiting.len() < GROUP_WRITES_MAX {
+            IN_FLIGHT_MAX
+        } else {
+            FULL_IN_FLIGHT_MAX
+        };
+        if self.in_flight >= most {
             return None;
         }
         // Keys of units passed over: later units on them stay behind.
@@ -190,14 +248,33 @@ mod tests {
             key: (*key).into(),
             expect: Expect::Absent,
         };
-        Unit {
-            txn: Txn {
-                guards: guards.iter().map(guard).collect(),
-                writes: writes.iter().map(put).collect(),
-            },
-            reply: oneshot::channel().0,
-            tries: 0,
-        }
+        let txn = Txn {
+            guards: guards.iter().map(guard).collect(),
+            writes: writes.iter().map(put).collect(),
+        };
+        units(vec![txn]).0.remove(0)
+    }
+
+    #[test]
+    fn answers_come_together_and_a_unit_that_vanished_is_unknown() {
+        let put = |key: &str| Txn {
+            guards: Vec::new(),
+            writes: vec![Write::Put {
+                key: key.into(),
+                value: bytes::Bytes::new(),
+                expires_at: None,
+            }],
+        };
+        let (mut units, mut answer) = units(vec![put("a"), put("b"), put("c")]);
+        units.remove(2).reply.send(Ok(vec![3]));
+        units.remove(0).reply.send(Ok(vec![1]));
+        assert!(answer.try_recv().is_err(), "one is not answered yet");
+        drop(units);
+        let outcomes = answer.try_recv().unwrap();
+        assert!(matches!(
+            &outcomes[..],
+            [Ok(first), Err(StoreError::Unknown(_)), Ok(third)] if first[..] == [1] && third[..] == [3]
+        ));
     }
 
     fn keys(group: &[Unit]) -> Vec<&str> {
@@ -215,9 +292,9 @@ mod tests {
             ("c", "a"),
             ("d", "y"),
         ] {
-            combiner.push(unit(&[write], &[guard]));
+            combiner.extend(vec![unit(&[write], &[guard])]);
         }
-        combiner.push(unit(&["fence"], &[]));
+        combiner.extend(vec![unit(&["fence"], &[])]);
         let first = combiner.next().unwrap();
         assert_eq!(keys(&first), ["a", "b", "d"]);
         assert!(combiner.next().is_none(), "the rest clashes");
@@ -237,7 +314,7 @@ mod tests {
         let mut combiner = Combiner::default();
         for i in 0..250 {
             let name = format!("k{i}");
-            combiner.push(unit(&[name.as_str()], &[name.as_str()]));
+            combiner.extend(vec![unit(&[name.as_str()], &[name.as_str()])]);
         }
         let sizes: Vec<usize> = std::iter::from_fn(|| combiner.next())
             .map(|group| group.len())

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,19 +23,25 @@ const LAG_TIME: Duration = Duration::from_secs(10);
 
 type Item = Result<EventBatch, StoreError>;
 
-/// Everything after `from`.
+/// Everything after `from`. `split` tells the next watch that an answer was larger than we take.
 pub(super) async fn watch(
     mut client: WatchClient,
     names: Names,
     from: Version,
+    split: Arc<AtomicBool>,
 ) -> Result<BoxStream<'static, Item>, StoreError> {
     let revision = names.revision(from);
     // One revision early: it is discarded, but makes a compaction at `revision` a clean error.
     // Starting at a compacted revision would silently lose its removals.
-    let options = WatchOptions::new()
+    let mut options = WatchOptions::new()
         .with_prefix()
-        .with_fragment()
         .with_start_revision((revision - 1).max(1));
+    // etcd sends what a watcher lags behind as one answer. To cut it into fragments it weighs the
+    // fragment anew after every event, which takes it seconds for many small events and holds up
+    // everything that comes after; so it is asked to only once an answer was too large to take.
+    if split.swap(false, Ordering::Relaxed) {
+        options = options.with_fragment();
+    }
     let stream = match timeout(CALL_MAX, client.watch(names.everything(), Some(options))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(codec::error(Kind::Read, &error)),
@@ -42,14 +49,19 @@ pub(super) async fn watch(
     };
     let (out, batches) = mpsc::channel(LAG_BATCHES);
     let replay = Replay::new(names, from);
-    tokio::spawn(follow(stream, replay, out));
+    tokio::spawn(follow(stream, replay, out, split));
     let batches = futures::stream::unfold(batches, |mut batches| async move {
         batches.recv().await.map(|item| (item, batches))
     });
     Ok(batches.boxed())
 }
 
-async fn follow(mut stream: WatchStream, mut replay: Replay, out: mpsc::Sender<Item>) {
+async fn follow(
+    mut stream: WatchStream,
+    mut replay: Replay,
+    out: mpsc::Sender<Item>,
+    split: Arc<AtomicBool>,
+) {
     let error = loop {
         let message = tokio::select! {
             message = stream.message() => message,
@@ -60,7 +72,12 @@ async fn follow(mut stream: WatchStream, mut replay: Replay, out: mpsc::Sender<I
             Ok(None) => {
                 break StoreError::Unavailable("etcd closed the watch".to_owned());
             }
-            Err(error) => break codec::error(Kind::Read, &error),
+            Err(error) => {
+                if codec::answer_too_large(&error) {
+                    split.store(true, Ordering::Relaxed);
+                }
+                break codec::error(Kind::Read, &error);
+            }
         };
         if response.compact_revision() > 0 {
             break StoreError::Compacted {
@@ -91,7 +108,7 @@ async fn follow(mut stream: WatchStream, mut replay: Replay, out: mpsc::Sender<I
 }
 
 /// Turns etcd's events into ours: gives each its ordinal, holds a transaction back until its last
-/// event (`!head`) is there, and drops what the watcher has seen. Pure.
+/// event (`/!head`) is there, and drops what the watcher has seen. Pure.
 struct Replay {
     names: Names,
     /// Delivered, or seen by the watcher before it came.
@@ -139,7 +156,7 @@ impl Replay {
         }
         let ordinal = self.ordinal;
         self.ordinal += 1;
-        // `!store`, or what someone else wrote under the prefix.
+        // `/!store`, or what someone else wrote under the prefix.
         let Some(name) = self.names.strip(key) else {
             return Ok(());
         };

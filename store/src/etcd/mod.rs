@@ -1,7 +1,7 @@
 //! The store in an etcd cluster, shared by any number of API servers.
 //!
 //! A version is `(revision + offset) * 1000 + index in the transaction`. All writes are flat
-//! transactions under one prefix that end with the key `!head`; all events come from watches over the whole
+//! transactions under one prefix that end with the key `/!head`; all events come from watches over the whole
 //! prefix. See `docs/designs/store.md`.
 
 mod codec;
@@ -24,13 +24,13 @@ use etcd_client::{
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::counters::Counters;
 use crate::{
-    EventBatch, ListPage, ListRequest, Record, Store, StoreError, StoreInfo, StoreStats, Txn,
-    Version, Versions, check, expiry,
+    EventBatch, ListPage, ListRequest, Outcome, Record, Store, StoreError, StoreInfo, StoreStats,
+    Txn, Version, check, expiry,
 };
 use codec::{Kind, Names, SLOTS, WHOLE};
 use combine::Unit;
@@ -68,6 +68,9 @@ pub struct EtcdOptions {
     /// The store's versions start above this. Set it once after restoring etcd from a backup, to
     /// more than the lost cluster's newest version: older watchers then learn that they must list again.
     pub version_floor: Version,
+    /// Largest answer that a watch takes; a watcher that lags is sent all it missed at once. A larger
+    /// one ends the watch, and the next one asks etcd for fragments of at most 2 MiB.
+    pub answer_bytes_max: usize,
 }
 
 impl Default for EtcdOptions {
@@ -80,11 +83,12 @@ impl Default for EtcdOptions {
             prefix: "/rota".to_owned(),
             history_time: Duration::from_secs(600),
             version_floor: 0,
+            answer_bytes_max: ANSWER_MAX,
         }
     }
 }
 
-/// Who the store is; the value of `!store`.
+/// Who the store is; the value of `/!store`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct StoreIdentity {
@@ -127,9 +131,11 @@ pub struct EtcdStore {
     incarnation: String,
     counters: Arc<Counters>,
     pace: Arc<Pace>,
-    units: mpsc::Sender<Unit>,
+    units: mpsc::Sender<Vec<Unit>>,
     current: read::Calls,
     history_time: Duration,
+    /// The last watch was given up because an answer was too large.
+    split: Arc<AtomicBool>,
 }
 
 fn no_answer() -> StoreError {
@@ -190,7 +196,7 @@ impl EtcdStore {
         let watch = client(connect)
             .await?
             .watch_client()
-            .max_decoding_message_size(ANSWER_MAX);
+            .max_decoding_message_size(options.answer_bytes_max);
         let mut names = Names::new(options.prefix.clone());
         let identity = identify(&kv, &mut names, options.version_floor).await?;
 
@@ -218,6 +224,7 @@ impl EtcdStore {
             units,
             current,
             history_time: options.history_time,
+            split: Arc::default(),
         }))
     }
 }
@@ -241,7 +248,7 @@ async fn identify(
         let found = answer.kvs().first();
         let known: Option<StoreIdentity> = match found {
             Some(kv) => Some(serde_json::from_slice(kv.value()).map_err(|error| {
-                StoreError::Corrupt(format!("etcd: the key !store is not readable: {error}"))
+                StoreError::Corrupt(format!("etcd: the key /!store is not readable: {error}"))
             })?),
             None => None,
         };
@@ -270,7 +277,7 @@ async fn identify(
         let value =
             serde_json::to_vec(&decided).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let seen = found.map_or(0, |kv| kv.mod_revision());
-        // `!head` with it, so that there is a newest version from the first moment.
+        // `/!head` with it, so that there is a newest version from the first moment.
         let txn = etcd_client::Txn::new()
             .when([Compare::mod_revision(names.store(), CompareOp::Equal, seen)])
             .and_then([
@@ -315,26 +322,29 @@ impl Store for EtcdStore {
         read::list(&self.kv, &self.names, request).await
     }
 
-    async fn commit(&self, txn: Txn) -> Result<Versions, StoreError> {
-        check::validate(&txn)?;
-        let (reply, answer) = oneshot::channel();
-        let unit = Unit {
-            txn,
-            reply,
-            tries: 0,
+    async fn commit(&self, txn: Txn) -> Outcome {
+        let mut outcomes = self.commit_all(vec![txn]).await;
+        let none = || StoreError::Unknown("the store did not answer".to_owned());
+        outcomes.pop().unwrap_or_else(|| Err(none()))
+    }
+
+    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<Outcome> {
+        let (txns, refused) = check::sift(txns);
+        let count = txns.len();
+        let (units, answer) = combine::units(txns);
+        let outcomes = match self.units.send_timeout(units, QUEUE_WAIT).await {
+            // The sender of an answer always answers, be it that the outcome is unknown.
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => {
+                let full = StoreError::Unavailable("the write queue is full".to_owned());
+                vec![Err(full); count]
+            }
         };
-        let outcome = match self.units.send_timeout(unit, QUEUE_WAIT).await {
-            Ok(()) => answer.await.unwrap_or_else(|_| {
-                Err(StoreError::Unknown(
-                    "the store closed before it answered".to_owned(),
-                ))
-            }),
-            Err(_) => Err(StoreError::Unavailable(
-                "the write queue is full".to_owned(),
-            )),
-        };
-        self.counters.outcome(&outcome);
-        outcome
+        let outcomes = check::weave(outcomes, refused);
+        for outcome in &outcomes {
+            self.counters.outcome(outcome);
+        }
+        outcomes
     }
 
     async fn watch(
@@ -355,7 +365,13 @@ impl Store for EtcdStore {
                 oldest,
             });
         }
-        follow::watch(self.watch.clone(), self.names.clone(), from).await
+        follow::watch(
+            self.watch.clone(),
+            self.names.clone(),
+            from,
+            self.split.clone(),
+        )
+        .await
     }
 
     /// etcd cannot say which revision lies so many events back, and counts other stores' revisions
@@ -372,7 +388,7 @@ impl Store for EtcdStore {
                 return Ok(current);
             }
             let probe = ListRequest {
-                prefix: "!".to_owned(),
+                prefix: "/!".to_owned(),
                 after: None,
                 limit: 1,
                 at: Some(version),

@@ -44,7 +44,7 @@ pub(super) struct Sender {
 }
 
 /// Runs until every caller is gone.
-pub(super) async fn run(mut units: mpsc::Receiver<Unit>, sender: Arc<Sender>) {
+pub(super) async fn run(mut units: mpsc::Receiver<Vec<Unit>>, sender: Arc<Sender>) {
     let mut combiner = Combiner::default();
     let (done, mut finished) = mpsc::unbounded_channel::<Finished>();
     loop {
@@ -59,13 +59,13 @@ pub(super) async fn run(mut units: mpsc::Receiver<Unit>, sender: Arc<Sender>) {
         let room = combiner.waiting() < WAITING_MAX;
         tokio::select! {
             Some(outcome) = finished.recv() => combiner.finished(&outcome.txns, outcome.again),
-            unit = units.recv(), if room => match unit {
-                Some(unit) => {
-                    combiner.push(unit);
+            more = units.recv(), if room => match more {
+                Some(more) => {
+                    combiner.extend(more);
                     // Whatever else is there already goes into the same group.
                     while combiner.waiting() < WAITING_MAX {
-                        let Ok(unit) = units.try_recv() else { break };
-                        combiner.push(unit);
+                        let Ok(more) = units.try_recv() else { break };
+                        combiner.extend(more);
                     }
                 }
                 None => return,
@@ -85,7 +85,7 @@ impl Sender {
                     let first = ordinal;
                     ordinal += unit.txn.writes.len() as u64;
                     let versions = (first..ordinal).map(|i| self.names.version(revision, i));
-                    drop(unit.reply.send(Ok(versions.collect())));
+                    unit.reply.send(Ok(versions.collect()));
                 }
                 self.pace.note(self.names.version(revision, 0));
                 Vec::new()
@@ -93,7 +93,7 @@ impl Sender {
             Ok(Err(found)) => decide(units, &found),
             Err(error) => {
                 for unit in units {
-                    drop(unit.reply.send(Err(error.clone())));
+                    unit.reply.send(Err(error.clone()));
                 }
                 Vec::new()
             }
@@ -240,13 +240,13 @@ fn decide(units: Vec<Unit>, found: &HashMap<Arc<str>, Record>) -> Vec<Unit> {
         });
         if let Some(guard) = failed {
             let (guard, actual) = (guard.clone(), found.get(&guard.key).cloned());
-            drop(unit.reply.send(Err(StoreError::Conflict { guard, actual })));
+            unit.reply.send(Err(StoreError::Conflict { guard, actual }));
             continue;
         }
         unit.tries += 1;
         if unit.tries > TRIES_MAX {
             let text = "etcd refuses the transaction although its guards hold".to_owned();
-            drop(unit.reply.send(Err(StoreError::Unavailable(text))));
+            unit.reply.send(Err(StoreError::Unavailable(text)));
             continue;
         }
         again.push(unit);

@@ -48,6 +48,7 @@ on_every_backend! {
     guards_of_all_kinds,
     a_conflict_answers_the_record_and_changes_nothing,
     invalid_transactions_are_refused,
+    transactions_handed_over_together_fare_each_by_itself,
     a_list_at_a_version_is_one_snapshot_over_all_its_pages,
     a_list_pages_in_key_order_and_keeps_to_its_prefix,
     a_watch_resumes_after_every_single_event,
@@ -209,6 +210,54 @@ async fn invalid_transactions_are_refused(store: Shared) {
         );
     }
     assert_eq!(store.current().await.unwrap(), before);
+}
+
+async fn transactions_handed_over_together_fare_each_by_itself(store: Shared) {
+    let taken = create(&store, "/all/taken", "x").await;
+    // More than any backend commits at once, on either side of the bad ones.
+    let fresh = |i: usize| Txn {
+        guards: vec![guard(&format!("/all/{i}"), Expect::Absent)],
+        writes: vec![put(&format!("/all/{i}"), &format!("{i}"))],
+    };
+    let mut txns: Vec<Txn> = (0..1500).map(fresh).collect();
+    txns[3] = Txn {
+        guards: vec![guard("/all/taken", Expect::Absent)],
+        writes: vec![put("/all/taken", "y")],
+    };
+    txns[700] = Txn::default();
+    txns[1499].writes[0] = put("no-slash", "x");
+    // The same key again: after the first of them, whatever the grouping.
+    txns[1200] = put_txn("/all/taken", taken, "second");
+    let outcomes = store.commit_all(txns).await;
+    assert_eq!(outcomes.len(), 1500);
+    for (i, outcome) in outcomes.iter().enumerate() {
+        match i {
+            3 => assert!(
+                matches!(outcome, Err(StoreError::Conflict { .. })),
+                "{outcome:?}"
+            ),
+            700 | 1499 => assert!(
+                matches!(outcome, Err(StoreError::Invalid(_))),
+                "{outcome:?}"
+            ),
+            _ => assert!(
+                matches!(outcome, Ok(versions) if versions.len() == 1),
+                "{i}: {outcome:?}"
+            ),
+        }
+    }
+    let (items, _) = list_all(&store, "/all/").await;
+    assert_eq!(items.len(), 1500 - 4 + 1);
+    for record in &items {
+        let name = record.key.strip_prefix("/all/").unwrap();
+        let (i, text) = match name {
+            "taken" => (1200, "second"),
+            number => (number.parse().unwrap(), number),
+        };
+        assert_eq!(record.value, value(text));
+        assert_eq!(outcomes[i].as_ref().unwrap(), &[record.version]);
+    }
+    assert!(store.commit_all(Vec::new()).await.is_empty());
 }
 
 async fn a_list_at_a_version_is_one_snapshot_over_all_its_pages(store: Shared) {

@@ -7,6 +7,8 @@ mod durability;
 mod members;
 mod model;
 #[cfg(feature = "etcd")]
+mod neighbours;
+#[cfg(feature = "etcd")]
 mod outage;
 mod powercut;
 mod powercut_redb;
