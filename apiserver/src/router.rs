@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use crate::auth::{Attributes, User, authn};
 use crate::body;
 use crate::error::{ApiError, ApiResult};
+use crate::relay::{self, End, Question};
 use crate::request::{self, Query, ResourcePath, Target};
 use crate::respond::{self, Format};
 use crate::server::{Caller, Served, Server};
@@ -589,6 +590,16 @@ async fn other_path(
             logs::tunnel(server, parts, caller, node)
         }
         ("get", ["rota", "v1", "nodes", node, "metrics"]) => logs::node_metrics(server, node).await,
+        ("get" | "post", ["rota", "v1", "relay", rest @ ..]) => {
+            let (end, rest) = End::parse(rest).ok_or_else(ApiError::no_resource)?;
+            let query = parts.uri.query().map(|q| format!("?{q}"));
+            let question = Question {
+                method: parts.method.clone(),
+                path: format!("/{}{}", rest.join("/"), query.unwrap_or_default()),
+                body: read_body(body, relay::BODY_MAX).await?,
+            };
+            relay::serve(server, &end, question).await
+        }
         ("post", ["rota", "v1", "certificates"]) => {
             let body = read_body(body, BODY_MAX).await?;
             let pki = server.signer.as_ref().ok_or_else(|| {
