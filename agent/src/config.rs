@@ -36,8 +36,9 @@ pub enum OnExit {
 /// An agent's configuration.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// URL of the API server.
-    pub server: String,
+    /// URLs of the API servers, at least one, all of one scheme; the first is used until it does
+    /// not answer.
+    pub servers: Vec<String>,
     /// CA certificate file; not needed with a token.
     pub ca: Option<PathBuf>,
     /// Identity.
@@ -62,9 +63,14 @@ pub struct AgentConfig {
 
 impl AgentConfig {
     /// A configuration with the defaults for everything that has one.
-    pub fn new(server: &str, name: &str, data_dir: PathBuf, supervisor: Vec<OsString>) -> Self {
+    pub fn new(
+        servers: impl IntoIterator<Item = impl Into<String>>,
+        name: &str,
+        data_dir: PathBuf,
+        supervisor: Vec<OsString>,
+    ) -> Self {
         AgentConfig {
-            server: server.to_string(),
+            servers: servers.into_iter().map(Into::into).collect(),
             ca: None,
             credential: Credential::Stored,
             name: name.to_string(),

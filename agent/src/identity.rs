@@ -20,16 +20,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::config::{AgentConfig, AgentError, Credential};
+use crate::servers::{Server, Servers};
 
-/// Longest wait for an answer while joining or renewing.
+/// Longest wait for one server's answer while joining or renewing.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Certificate files of the agent.
+/// Certificate files of the agent, and the servers that it shows them to.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// URL of the server.
-    pub server: http::Uri,
-    /// CA, PEM file; absent for a server without TLS (tests only: nothing serves so).
+    /// The servers.
+    pub servers: Arc<Servers>,
+    /// CA, PEM file; absent for servers without TLS (tests only: nothing serves so).
     pub ca: Option<PathBuf>,
     /// Certificate, PEM file.
     pub certificate: PathBuf,
@@ -42,18 +43,14 @@ fn join_error(e: impl std::fmt::Display) -> AgentError {
 }
 
 /// Finds or obtains the agent's identity.
-pub async fn obtain(config: &AgentConfig) -> Result<Identity, AgentError> {
-    let server: http::Uri = config
-        .server
-        .parse()
-        .map_err(|e| AgentError::Config(format!("{} is no URL: {e}", config.server)))?;
+pub async fn obtain(config: &AgentConfig, servers: Arc<Servers>) -> Result<Identity, AgentError> {
     let stored = Identity {
-        server,
+        servers,
         ca: Some(config.data_dir.join("ca.crt")),
         certificate: config.data_dir.join("agent.crt"),
         key: config.data_dir.join("agent.key"),
     };
-    if stored.server.scheme_str() == Some("http") {
+    if !stored.servers.tls() {
         return Ok(Identity { ca: None, ..stored });
     }
     let with_ca = |mut i: Identity| {
@@ -97,13 +94,8 @@ async fn join(config: &AgentConfig, identity: &Identity, token: &str) -> Result<
     };
     let (key, csr) = request_for(&config.name)?;
     let tls = pinned(hash)?;
-    let answer = post(
-        &identity.server,
-        tls,
-        &csr,
-        Some(&format!("Bearer {id}.{secret}")),
-    )
-    .await?;
+    let secret = format!("Bearer {id}.{secret}");
+    let answer = certificate(&identity.servers, &tls, &csr, Some(&secret)).await?;
     let ca = answer["ca"].as_str().unwrap_or_default();
     let der = CertificateDer::from_pem_slice(ca.as_bytes())
         .map_err(|_| AgentError::Join("the server sent no CA certificate".into()))?;
@@ -129,7 +121,7 @@ async fn join(config: &AgentConfig, identity: &Identity, token: &str) -> Result<
 pub async fn renew(name: &str, identity: &Identity) -> Result<(), AgentError> {
     let (key, csr) = request_for(name)?;
     let tls = client_config(identity)?;
-    let answer = post(&identity.server, tls, &csr, None).await?;
+    let answer = certificate(&identity.servers, &tls, &csr, None).await?;
     let certificate = answer["certificate"]
         .as_str()
         .ok_or_else(|| AgentError::Join("the server sent no certificate".into()))?;
@@ -312,73 +304,59 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// Host and port of a URL.
-pub fn authority(uri: &http::Uri) -> Result<(String, u16), AgentError> {
-    let host = uri
-        .host()
-        .ok_or_else(|| AgentError::Config(format!("{uri} names no host")))?;
-    let default = if uri.scheme_str() == Some("http") {
-        80
-    } else {
-        443
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    Ok((host.to_string(), uri.port_u16().unwrap_or(default)))
-}
-
-async fn post(
-    server: &http::Uri,
-    tls: ClientConfig,
+/// Asks for a certificate: each server in turn, until one gives it.
+async fn certificate(
+    servers: &Servers,
+    tls: &ClientConfig,
     csr: &str,
     authorization: Option<&str>,
 ) -> Result<serde_json::Value, AgentError> {
-    let (host, port) = authority(server)?;
-    let exchange = async {
-        let tcp = TcpStream::connect((host.as_str(), port))
-            .await
-            .map_err(join_error)?;
-        let name = ServerName::try_from(host.clone()).map_err(join_error)?;
-        let stream = TlsConnector::from(Arc::new(tls))
-            .connect(name, tcp)
-            .await
-            .map_err(join_error)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(join_error)?;
-        hyper::rt::Executor::execute(&TokioExecutor::new(), async {
-            let _ = connection.await; // its error is the exchange's error
-        });
-        let mut request = http::Request::post("/rota/v1/certificates")
-            .header("host", format!("{host}:{port}"))
-            .header("content-type", "application/json");
-        if let Some(a) = authorization {
-            request = request.header("authorization", a);
+    let mut reasons = Vec::new();
+    for server in servers.in_turn() {
+        let exchange = post(server, tls.clone(), csr, authorization);
+        match tokio::time::timeout(TIMEOUT, exchange).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(e)) => reasons.push(format!("{}: {e}", server.url)),
+            Err(_) => reasons.push(format!(
+                "{}: no answer within {} s",
+                server.url,
+                TIMEOUT.as_secs()
+            )),
         }
-        let body = serde_json::json!({ "csr": csr }).to_string();
-        let request = request
-            .body(Full::new(bytes::Bytes::from(body)))
-            .map_err(join_error)?;
-        let response = sender.send_request(request).await.map_err(join_error)?;
-        let status = response.status();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(join_error)?
-            .to_bytes();
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        if !status.is_success() {
-            let why = answer["message"].as_str().unwrap_or("no reason given");
-            return Err(AgentError::Join(format!(
-                "the server answered {status}: {why}"
-            )));
-        }
-        Ok(answer)
-    };
-    tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| {
-        AgentError::Join(format!(
-            "{server} did not answer within {} s",
-            TIMEOUT.as_secs()
-        ))
-    })?
+    }
+    Err(AgentError::Join(reasons.join("; ")))
+}
+
+async fn post(
+    server: &Server,
+    tls: ClientConfig,
+    csr: &str,
+    authorization: Option<&str>,
+) -> Result<serde_json::Value, Box<dyn std::error::Error + Send + Sync>> {
+    let (host, port) = (server.host.as_str(), server.port);
+    let tcp = TcpStream::connect((host, port)).await?;
+    let name = ServerName::try_from(host.to_string())?;
+    let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    hyper::rt::Executor::execute(&TokioExecutor::new(), async {
+        let _ = connection.await; // its error is the exchange's error
+    });
+    let mut request = http::Request::post("/rota/v1/certificates")
+        .header("host", format!("{host}:{port}"))
+        .header("content-type", "application/json");
+    if let Some(a) = authorization {
+        request = request.header("authorization", a);
+    }
+    let body = serde_json::json!({ "csr": csr }).to_string();
+    let request = request.body(Full::new(bytes::Bytes::from(body)))?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    if !status.is_success() {
+        let why = answer["message"].as_str().unwrap_or("no reason given");
+        return Err(format!("the server answered {status}: {why}").into());
+    }
+    Ok(answer)
 }

@@ -17,6 +17,7 @@ pub mod node;
 pub mod outbox;
 pub mod plan;
 pub mod ports;
+pub mod servers;
 pub mod sources;
 pub mod supervision;
 pub mod tunnel;
@@ -40,6 +41,7 @@ const RENEW_LOOK: Duration = Duration::from_secs(3600);
 
 /// Runs an agent until `shutdown`.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
+    let servers = Arc::new(servers::Servers::new(&config.servers)?);
     let boot_id = sys::boot_id().map_err(AgentError::file("/proc/sys/kernel/random/boot_id"))?;
     let _lock = prepare_data_dir(&config)?;
     let config = Arc::new(config);
@@ -52,7 +54,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         .unwrap_or_default();
     let stopped = shutdown.clone();
     let setting_up = async {
-        let identity = identity::obtain(&config).await?;
+        let identity = identity::obtain(&config, servers.clone()).await?;
         let api = Arc::new(api::Api::new(&identity)?);
         let facts = node::Facts {
             unlimited,
@@ -76,7 +78,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     tracing::info!(
         node = config.name,
         epoch = registered.epoch,
-        server = config.server,
+        server = %servers.current().url,
         "registered"
     );
 
@@ -109,11 +111,9 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
             config.name.clone(),
         ));
     }
-    let uri = &identity.server;
-    let (host, port) = identity::authority(uri)?;
     let wiring = core::Wiring {
         api,
-        address: machine::address_towards(&host, port),
+        address: machine::address_towards(servers.current()),
         config,
         attempts,
         metrics,

@@ -7,6 +7,7 @@ use rota_api::kinds::{Quantity, Resources};
 use rota_api::names::{PORT_RANGE_DEFAULT, RESOURCE_PORTS};
 
 use crate::config::AgentConfig;
+use crate::servers::Server;
 
 /// Share of free bytes or inodes below which the disk counts as full: below it, logs and work
 /// directories soon fail.
@@ -80,7 +81,8 @@ pub fn disk_pressure(dir: &Path) -> (bool, String) {
 }
 
 /// Address by which the machine reaches the server, so that others may reach its tasks by it.
-pub fn address_towards(host: &str, port: u16) -> String {
+pub fn address_towards(server: &Server) -> String {
+    let (host, port) = (server.host.as_str(), server.port);
     let probe = || {
         let any = if host.contains(':') {
             "[::]:0"
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn capacity_is_read_and_overridden() {
         let dir = tempfile::tempdir().unwrap();
-        let mut c = AgentConfig::new("http://x", "n", dir.path().into(), vec![]);
+        let mut c = AgentConfig::new(["http://x"], "n", dir.path().into(), vec![]);
         let plain = capacity(&c);
         assert!(plain["cpu"].milli() >= 1000 && plain["memory"].units_floor() > 0);
         assert_eq!(plain[RESOURCE_PORTS], Quantity::from_units(12_000));

@@ -21,7 +21,8 @@ const LEASE_SECONDS: i32 = 15;
 pub const GAP_MS: u64 = 8_000;
 /// How often Node and disk are looked at.
 const LOOK: Duration = Duration::from_secs(10);
-/// Longest wait for one call: a renewal that takes longer is tried again on a new connection.
+/// Longest wait for one call: a renewal that takes longer is tried again on a new connection,
+/// to the next server if there is one.
 const CALL_WAIT: Duration = Duration::from_secs(4);
 
 /// What the heartbeat tells.
@@ -137,13 +138,11 @@ pub async fn register(
     if metadata != json!({}) {
         api.patch(&path, &json!({ "metadata": metadata })).await?;
     }
-    let uri: http::Uri = config.server.parse().unwrap_or_default();
-    let (host, port) = crate::identity::authority(&uri).unwrap_or(("127.0.0.1".into(), 443));
     let capacity = json!(machine::capacity(config));
     let status = json!({"status": {
         "capacity": capacity, "allocatable": capacity,
         "addresses": [
-            {"type": "InternalIP", "address": machine::address_towards(&host, port)},
+            {"type": "InternalIP", "address": machine::address_towards(api.servers().current())},
             {"type": "Hostname", "address": rustix::system::uname().nodename().to_string_lossy()},
         ],
         "nodeInfo": machine::node_info(boot_id),

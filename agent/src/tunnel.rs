@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
@@ -21,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::identity::{self, Identity};
 use crate::logs::{self, Attempts, Query};
+use crate::servers::Server;
 
 /// Log streams at a time: each occupies a thread.
 const READERS_MAX: usize = 64;
@@ -76,7 +78,19 @@ pub async fn run(identity: Identity, node: String, served: Arc<Served>) {
 }
 
 async fn once(identity: &Identity, node: &str, served: &Arc<Served>) -> Result<(), Failure> {
-    let upgraded = tokio::time::timeout(OPEN_WAIT, open(identity, node)).await??;
+    let tls = match identity.ca {
+        Some(_) => Some(identity::client_config(identity)?),
+        None => None,
+    };
+    let server = identity.servers.current();
+    let response = tokio::time::timeout(OPEN_WAIT, dial(server, tls, node))
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", OPEN_WAIT.as_secs()).into()))
+        .inspect_err(|e| identity.servers.failed(server, e))?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(format!("{} answered {}", server.url, response.status()).into());
+    }
+    let upgraded = hyper::upgrade::on(response).await?;
     let served = served.clone();
     let service = hyper::service::service_fn(move |request| {
         let served = served.clone();
@@ -91,31 +105,31 @@ async fn once(identity: &Identity, node: &str, served: &Arc<Served>) -> Result<(
     Ok(())
 }
 
-async fn open(identity: &Identity, node: &str) -> Result<hyper::upgrade::Upgraded, Failure> {
-    let (host, port) = identity::authority(&identity.server)?;
-    let tcp = TcpStream::connect((host.as_str(), port)).await?;
+/// Asks a server for a tunnel, on a connection of its own. An error means that it did not answer.
+async fn dial(
+    server: &Server,
+    tls: Option<ClientConfig>,
+    node: &str,
+) -> Result<Response<Incoming>, Failure> {
+    let (host, port) = (server.host.as_str(), server.port);
+    let tcp = TcpStream::connect((host, port)).await?;
     tcp.set_nodelay(true)?;
     let request = Request::get(format!("/rota/v1/nodes/{node}/tunnel"))
         .header("host", format!("{host}:{port}"))
         .header("connection", "Upgrade")
         .header("upgrade", "rota-tunnel/1")
         .body(Empty::<Bytes>::new())?;
-    let response = if identity.ca.is_some() {
-        let mut tls = identity::client_config(identity)?;
+    if let Some(mut tls) = tls {
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let name = ServerName::try_from(host)?;
+        let name = ServerName::try_from(host.to_string())?;
         exchange(
             TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?,
             request,
         )
-        .await?
+        .await
     } else {
-        exchange(tcp, request).await?
-    };
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(format!("the server answered {}", response.status()).into());
+        exchange(tcp, request).await
     }
-    Ok(hyper::upgrade::on(response).await?)
 }
 
 async fn exchange<S>(

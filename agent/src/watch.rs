@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
@@ -126,24 +125,13 @@ async fn follow(
     let path = format!(
         "/apis/rota.dev/v1/tasks?watch=true&allowWatchBookmarks=true&fieldSelector=spec.nodeName%3D{node}&resourceVersion={from}"
     );
-    let response = api
+    let mut stream = api
         .open(Method::GET, &path, "application/json", Vec::new())
         .await?;
-    let mut body = response.into_body();
     let mut buffer: Vec<u8> = Vec::new();
     loop {
-        let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
-            Err(_) => {
-                return Err(CallError::Transport(
-                    "the server has been silent for 15 s".into(),
-                ));
-            }
-            Ok(None) => return Ok(true),
-            Ok(Some(Err(e))) => return Err(CallError::Transport(e.to_string())),
-            Ok(Some(Ok(frame))) => frame,
-        };
-        let Ok(data) = frame.into_data() else {
-            continue;
+        let Some(data) = stream.next(SILENCE).await? else {
+            return Ok(true);
         };
         buffer.extend_from_slice(&data);
         let Some(end) = buffer.iter().rposition(|b| *b == b'\n') else {

@@ -56,6 +56,10 @@ pub const GROUP_MASTERS: &str = "system:masters";
 pub const GROUP_NODES: &str = "system:nodes";
 /// Group of join tokens: may only post a certificate request.
 pub const GROUP_BOOTSTRAPPERS: &str = "system:bootstrappers";
+/// Group of API servers when they ask each other: may only relay.
+pub const GROUP_SERVERS: &str = "system:apiservers";
+/// User name of an API server when it asks another one.
+pub const USER_SERVER: &str = "system:apiserver";
 /// Prefix of an agent's user name.
 pub const USER_NODE_PREFIX: &str = "system:node:";
 /// The one user that creates and removes Tasks and JobLedgers.
@@ -65,6 +69,8 @@ pub const USER_CONTROLLER_PREFIX: &str = "rota:";
 
 /// Path at which the placement leader opens the connection over which it is asked.
 pub const PATH_PLACEMENT_TUNNEL: &str = "/rota/v1/placement/tunnel";
+/// Below it API servers hand on questions to whoever holds the other end of a tunnel.
+pub const PATH_RELAY: &str = "/rota/v1/relay";
 /// Value of the Upgrade header of connections over which the server asks the one who dialled.
 pub const TUNNEL_UPGRADE: &str = "rota-tunnel/1";
 /// Name of placement's leader Lease in [`SYSTEM_NAMESPACE`].

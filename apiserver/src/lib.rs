@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod objects;
 pub mod openapi;
 pub mod patch;
+pub mod relay;
 pub mod request;
 pub mod respond;
 pub mod router;

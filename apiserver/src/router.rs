@@ -1,5 +1,7 @@
 //! From an HTTP request to a verb, and back.
 
+mod paths;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,7 +9,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use rota_api::names::HEADER_FENCE;
 use serde_json::json;
@@ -121,7 +123,7 @@ async fn dispatch(
 ) -> ApiResult<Response> {
     let target = request::target(parts.uri.path())?;
     if let Target::Other(path) = &target
-        && let Some(response) = open_path(server, path)
+        && let Some(response) = paths::open(server, path)
     {
         info.verb = "get";
         return Ok(response);
@@ -138,7 +140,7 @@ async fn dispatch(
     match target {
         Target::Other(path) => {
             info.verb = "get";
-            other_path(server, parts, body, &caller, &path).await
+            paths::other(server, parts, body, &caller, &path).await
         }
         Target::Resource(path) => {
             let is_watch = query.flag("watch")?;
@@ -534,77 +536,4 @@ fn respond_done(served: &Served, done: Done, format: Format) -> Response {
     };
     respond::add_warnings(&mut response, &done.warnings);
     response
-}
-
-/// Paths that need no identity: health and version, nothing else.
-fn open_path(server: &Server, path: &[String]) -> Option<Response> {
-    let first: Vec<&str> = path.iter().map(String::as_str).collect();
-    match first.as_slice() {
-        ["livez"] => Some(text(200, "ok")),
-        ["readyz"] if server.cache.synced() && server.cache.healthy() => Some(text(200, "ok")),
-        ["readyz"] => Some(text(503, "the server does not follow its store yet")),
-        ["version"] => Some(respond::json_value(200, &crate::version())),
-        _ => None,
-    }
-}
-
-fn text(code: u16, body: impl Into<Body>) -> Response {
-    let mut response = Response::new(body.into());
-    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
-}
-
-async fn other_path(
-    server: &Arc<Server>,
-    parts: &mut Parts,
-    body: Body,
-    caller: &Caller,
-    path: &[String],
-) -> ApiResult<Response> {
-    let verb = match parts.method {
-        Method::GET | Method::HEAD => "get",
-        Method::POST => "post",
-        _ => return Err(ApiError::method_not_allowed()),
-    };
-    let attributes = Attributes {
-        verb,
-        path: format!("/{}", path.join("/")),
-        ..Attributes::default()
-    };
-    server.authorize(&caller.user, &attributes)?;
-    let names: Vec<&str> = path.iter().map(String::as_str).collect();
-    match (verb, names.as_slice()) {
-        ("get", []) => Ok(respond::json_value(
-            200,
-            &json!({"paths": ["/api", "/apis", "/livez", "/readyz", "/version", "/metrics", "/openapi/v2", "/openapi/v3"]}),
-        )),
-        ("get", ["healthz"]) => Ok(text(200, "ok")),
-        ("get", ["metrics"]) => Ok(text(200, server.metrics.page(server))),
-        ("get", ["rota", "v1", "placement", "tunnel"]) => ask::tunnel(server, parts, caller).await,
-        ("get", ["rota", "v1", "nodes", node, "tunnel"]) => {
-            logs::tunnel(server, parts, caller, node)
-        }
-        ("get", ["rota", "v1", "nodes", node, "metrics"]) => logs::node_metrics(server, node).await,
-        ("post", ["rota", "v1", "certificates"]) => {
-            let body = read_body(body, BODY_MAX).await?;
-            let pki = server.signer.as_ref().ok_or_else(|| {
-                ApiError::unavailable(
-                    "this server has no CA key and signs no certificates; ask another one",
-                )
-            })?;
-            Ok(respond::json_value(
-                201,
-                &crate::auth::csr::handle(pki, &caller.user, &body)?,
-            ))
-        }
-        ("get", _) => server
-            .documents
-            .get(path, &parts.headers)
-            .ok_or_else(ApiError::no_resource),
-        _ => Err(ApiError::no_resource()),
-    }
 }

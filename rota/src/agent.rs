@@ -16,9 +16,14 @@ use crate::machine;
 /// Flags of `rota agent`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// URL of the API server
-    #[arg(long, value_name = "URL")]
-    server: String,
+    /// URL of the API server; of several, the next is used when one does not answer
+    #[arg(
+        long = "server",
+        value_name = "URL,..",
+        value_delimiter = ',',
+        required = true
+    )]
+    servers: Vec<String>,
     /// Join token of `rota token create`; needed once
     #[arg(long, value_name = "TOKEN", env = "ROTA_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -106,7 +111,7 @@ pub async fn run(args: Args) -> Result<()> {
         )
     })?;
     let supervisor = vec![program.into(), "supervisor".into()];
-    let mut config = AgentConfig::new(&args.server, &name, dir.clone(), supervisor);
+    let mut config = AgentConfig::new(args.servers, &name, dir.clone(), supervisor);
     let ca = dir.join("ca.crt");
     config.ca = ca.exists().then_some(ca);
     config.credential = match args.token {
@@ -129,6 +134,18 @@ pub async fn run(args: Args) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn servers_are_listed_by_flag_and_by_comma_in_order() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let line = ["agent", "--server", "https://a", "--server=https://b,c"];
+        let line = <Line as clap::Parser>::try_parse_from(line).unwrap();
+        assert_eq!(line.args.servers, ["https://a", "https://b", "c"]);
+    }
 
     #[test]
     fn pairs_and_resources() {

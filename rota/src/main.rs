@@ -150,6 +150,7 @@ mod tests {
             "rota apiserver --data-dir /d",
             "rota controllers --data-dir /d",
             "rota agent --server https://h:7443 --token rota1.a.b.c --name n --pool p --resources cpu=4,memory=8Gi,nvidia.com/gpu=2 --labels a=b,c=d",
+            "rota agent --server https://a:7443 --server https://b:7443,https://c:7443",
             "rota token create",
             "rota bench schedule --nodes 10 --arrays 2 --tasks-per-array 3 --singles --affinity -o json",
             "rota simulate --nodes 32 --trace swf:f --order easy --placement binpack --load 100 --seed 7 -o json",
@@ -166,6 +167,7 @@ mod tests {
             "rota up --on-exit maybe",
             "rota up --nodes x",
             "rota simulate",
+            "rota agent",
             "rota",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

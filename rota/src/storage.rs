@@ -9,7 +9,7 @@ use rota_store::{EmbeddedOptions, Store, StoreConfig, StoreError};
 use crate::fail::{Fail, Result};
 
 /// Flags of the store.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct StorageArgs {
     /// Keep objects in this etcd cluster instead of the data directory
     #[arg(
@@ -19,6 +19,16 @@ pub struct StorageArgs {
         help_heading = "Store"
     )]
     etcd_endpoints: Vec<String>,
+    /// Keys of this cluster in etcd begin with this; another cluster may use another prefix
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        default_value = "/rota",
+        value_parser = prefix,
+        requires = "etcd_endpoints",
+        help_heading = "Store"
+    )]
+    etcd_prefix: String,
     /// CA certificate of the etcd servers
     #[arg(
         long,
@@ -47,6 +57,19 @@ pub struct StorageArgs {
     /// Less makes the store smaller
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Store")]
     history_seconds: u64,
+}
+
+/// A path such as `/rota` or `/clusters/east`.
+fn prefix(text: &str) -> std::result::Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let segment = |s: &str| !s.is_empty() && s.chars().all(plain);
+    let good = text
+        .strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(segment));
+    if good {
+        return Ok(text.into());
+    }
+    Err("it must be a path such as /rota or /clusters/east, without a slash at its end".into())
 }
 
 impl StorageArgs {
@@ -90,6 +113,7 @@ impl StorageArgs {
     fn etcd(&self) -> Result<StoreConfig> {
         let options = rota_store::EtcdOptions {
             endpoints: self.etcd_endpoints.clone(),
+            prefix: self.etcd_prefix.clone(),
             ca: self.etcd_ca.clone(),
             cert: self.etcd_cert.clone(),
             key: self.etcd_key.clone(),
@@ -105,5 +129,30 @@ impl StorageArgs {
             "this build has no etcd backend",
             "leave --etcd-endpoints out, or build with the feature etcd (the default)",
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_path() {
+        for good in ["/rota", "/clusters/east-1", "/a.b_c"] {
+            assert_eq!(prefix(good).unwrap(), good);
+        }
+        for bad in [
+            "",
+            "/",
+            "rota",
+            "/rota/",
+            "//rota",
+            "/a b",
+            "/ä",
+            "/rota/!head",
+        ] {
+            assert!(prefix(bad).is_err(), "{bad}");
+        }
     }
 }

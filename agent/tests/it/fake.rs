@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -10,9 +10,13 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
+use tokio::task::{JoinHandle, JoinSet};
 
 #[derive(Clone)]
 pub struct Fake {
@@ -20,6 +24,22 @@ pub struct Fake {
     pub down: Arc<AtomicBool>,
     events: broadcast::Sender<String>,
     pub url: String,
+}
+
+/// One address at which the cluster is served.
+pub struct Door {
+    pub url: String,
+    /// How many were ever taken.
+    pub connections: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Door {
+    /// As kill -9 would: connections break, and none is taken any more.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
 }
 
 #[derive(Default)]
@@ -52,17 +72,42 @@ pub const TASKS: &str = "/apis/rota.dev/v1/namespaces/default/tasks";
 
 impl Fake {
     pub async fn start() -> Fake {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let fake = Fake {
+        let mut fake = Fake {
             inner: Arc::default(),
             down: Arc::default(),
             events: broadcast::channel(100_000).0,
-            url,
+            url: String::new(),
         };
-        let router = Router::new().fallback(handle).with_state(fake.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        fake.url = fake.open().await.url;
         fake
+    }
+
+    /// One more server of the same cluster.
+    pub async fn open(&self) -> Door {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(handle).with_state(self.clone());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        let task = tokio::spawn(async move {
+            let mut serving = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                let service = TowerToHyperService::new(router.clone());
+                serving.spawn(async move {
+                    let builder = auto::Builder::new(TokioExecutor::new());
+                    let _ = builder
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await; // the agent's end may break it off
+                });
+            }
+        });
+        Door {
+            url,
+            connections,
+            task,
+        }
     }
 
     pub fn get(&self, path: &str) -> Option<Value> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fake;
+mod servers;
 mod tasks;
 
 /// Command of the built supervisor.

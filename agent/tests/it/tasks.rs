@@ -8,13 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fake::{Fake, TASKS};
 
-struct Agent {
+pub struct Agent {
     stop: CancellationToken,
     handle: JoinHandle<Result<(), AgentError>>,
 }
 
 /// A server, and a directory for agents of one machine.
-async fn place() -> (Fake, tempfile::TempDir) {
+pub async fn place() -> (Fake, tempfile::TempDir) {
     (Fake::start().await, tempfile::tempdir().unwrap())
 }
 
@@ -25,8 +25,13 @@ async fn scene() -> (Fake, tempfile::TempDir, Agent) {
     (fake, dir, agent)
 }
 
-fn start(fake: &Fake, dir: &tempfile::TempDir, edit: impl FnOnce(&mut AgentConfig)) -> Agent {
-    let mut config = AgentConfig::new(&fake.url, "n", dir.path().join("node"), crate::supervisor());
+pub fn start(fake: &Fake, dir: &tempfile::TempDir, edit: impl FnOnce(&mut AgentConfig)) -> Agent {
+    let mut config = AgentConfig::new(
+        [&fake.url],
+        "n",
+        dir.path().join("node"),
+        crate::supervisor(),
+    );
     config.control_groups = false;
     edit(&mut config);
     let stop = CancellationToken::new();
@@ -35,7 +40,7 @@ fn start(fake: &Fake, dir: &tempfile::TempDir, edit: impl FnOnce(&mut AgentConfi
 }
 
 impl Agent {
-    async fn end(self) {
+    pub async fn end(self) {
         self.stop.cancel();
         tokio::time::timeout(Duration::from_secs(30), self.handle)
             .await
@@ -50,7 +55,7 @@ impl Agent {
     }
 }
 
-fn sh(script: &str) -> serde_json::Value {
+pub fn sh(script: &str) -> serde_json::Value {
     json!({"command": ["sh", "-c", script], "restartPolicy": "Never"})
 }
 

@@ -4,9 +4,9 @@
 //! what a role may do is read in one place; nothing here depends on the order of rows.
 
 use rota_api::names::{
-    ANNOTATION_EPOCH, GROUP, GROUP_BOOTSTRAPPERS, GROUP_MASTERS, GROUP_NODES, LEASE_PLACEMENT,
-    NODE_LEASE_NAMESPACE, PATH_PLACEMENT_TUNNEL, SYSTEM_NAMESPACE, USER_CONTROLLER_PREFIX,
-    USER_NODE_PREFIX,
+    ANNOTATION_EPOCH, GROUP, GROUP_BOOTSTRAPPERS, GROUP_MASTERS, GROUP_NODES, GROUP_SERVERS,
+    LEASE_PLACEMENT, NODE_LEASE_NAMESPACE, PATH_PLACEMENT_TUNNEL, PATH_RELAY, SYSTEM_NAMESPACE,
+    USER_CONTROLLER_PREFIX, USER_NODE_PREFIX,
 };
 use serde_json::Value;
 
@@ -37,6 +37,8 @@ enum Role {
     Bootstrapper,
     /// An agent, `system:node:<name>`.
     Node,
+    /// Another API server.
+    Server,
     /// Every controller.
     Controller,
     /// One controller by its short name, such as `placement`.
@@ -187,6 +189,7 @@ fn has_role(role: Role, user: &User) -> bool {
         Role::Authenticated => !user.in_group(GROUP_UNAUTHENTICATED),
         Role::Bootstrapper => user.in_group(GROUP_BOOTSTRAPPERS),
         Role::Node => node_of(user).is_some(),
+        Role::Server => user.in_group(GROUP_SERVERS),
         Role::Controller => controller_of(user).is_some(),
         Role::The(name) => controller_of(user) == Some(name),
     }
@@ -214,6 +217,10 @@ fn path_allowed(user: &User, a: &Attributes) -> bool {
     // A join token is for joining and nothing else.
     if has_role(Role::Bootstrapper, user) {
         return false;
+    }
+    if has_role(Role::Server, user) {
+        let relayed = a.path.strip_prefix(PATH_RELAY);
+        return relayed.is_some_and(|end| end.starts_with('/')) && matches!(a.verb, "get" | "post");
     }
     if a.path == PATH_BULK {
         return a.verb == "post";

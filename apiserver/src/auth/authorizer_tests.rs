@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use rota_api::names::USER_SERVER;
+
 use super::*;
 use crate::auth::authn::anonymous;
 
@@ -368,9 +370,26 @@ fn paths() {
         "/rota/v1/nodes/n1/tunnel"
     ));
     assert!(path(&controller("placement"), "get", PATH_PLACEMENT_TUNNEL));
-    for user in [node(), ann, controller("job")] {
+    for user in [node(), ann.clone(), controller("job")] {
         assert!(!path(&user, "get", PATH_PLACEMENT_TUNNEL), "{user:?}");
     }
+    let server = User::new(USER_SERVER, &[GROUP_SERVERS]);
+    let relayed = "/rota/v1/relay/nodes/n1/logs/u/0/0";
+    for verb in ["get", "post"] {
+        assert!(path(&server, verb, relayed));
+        for user in [node(), ann.clone(), controller("placement")] {
+            assert!(!path(&user, verb, relayed), "{user:?}");
+        }
+        for other in [
+            "/rota/v1/relayed/nodes/n1",
+            "/rota/v1/nodes/n1/metrics",
+            PATH_BULK,
+            PATH_PLACEMENT_TUNNEL,
+        ] {
+            assert!(!path(&server, verb, other), "{other}");
+        }
+    }
+    assert!(!path(&server, "delete", relayed));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Request, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use rota_api::names::{ANNOTATION_ADDRESS, GROUP, LEASE_PLACEMENT, SYSTEM_NAMESPACE};
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use super::{WriteOptions, create};
 use crate::auth::Attributes;
 use crate::body::{self, Decoded};
 use crate::error::{ApiError, ApiResult};
+use crate::relay::{self, End, Question};
 use crate::request::ResourcePath;
 use crate::respond;
 use crate::server::{Caller, Served, Server};
@@ -88,22 +89,12 @@ pub async fn tunnel(
 }
 
 /// Asks the leader. Only the holder of the present term is asked: an older one answers nothing.
-async fn ask(server: &Server, request: Request<Body>) -> ApiResult<Bytes> {
+async fn ask(server: &Server, question: Question) -> ApiResult<Bytes> {
     let leader = leader(server)?.ok_or_else(|| {
         ApiError::unavailable("placement has no leader at the moment, so nobody can tell")
     })?;
-    let answer = server
-        .leaders
-        .request(&leader.term.to_string(), request)
-        .await
-        .map_err(|e| {
-            let hint = match leader.address.as_str() {
-                "" => String::new(),
-                here if here == server.advertise => String::new(),
-                there => format!("; it is connected to {there}, ask there"),
-            };
-            ApiError::unavailable(format!("the placement leader cannot be asked: {e}{hint}"))
-        })?;
+    let end = End::Placement(leader.term);
+    let answer = relay::ask(server, &end, Some(&leader.address), question).await?;
     let status = answer.status();
     let bytes = crate::router::read_body(Body::new(answer.into_body()), ANSWER_MAX).await?;
     if status.is_success() {
@@ -126,11 +117,11 @@ pub async fn why(server: &Server, served: &Served, path: &ResourcePath) -> ApiRe
         .await?
         .ok_or_else(|| served.not_found(&path.name))?;
     // The leader may not have seen the Job as it is now: it waits until it has.
-    let uri = format!(
-        "http://placement/why/{}/{}?seen={}",
+    let question = Question::get(format!(
+        "/why/{}/{}?seen={}",
         path.namespace, path.name, job.version
-    );
-    let answer = ask(server, request("GET", &uri, Body::empty())?).await?;
+    ));
+    let answer = ask(server, question).await?;
     Ok(respond::json_bytes(200, answer))
 }
 
@@ -191,9 +182,12 @@ pub async fn plan(
         seen = seen.max(known);
         into.push(serde_json::from_slice::<Value>(&done.bytes).unwrap_or_default());
     }
-    let question = json!({"jobs": jobs, "queues": queues}).to_string();
-    let uri = format!("http://placement/plan?seen={seen}");
-    let answer = ask(server, request("POST", &uri, question.into())?).await?;
+    let question = Question {
+        method: Method::POST,
+        path: format!("/plan?seen={seen}"),
+        body: json!({"jobs": jobs, "queues": queues}).to_string().into(),
+    };
+    let answer = ask(server, question).await?;
     Ok(respond::json_bytes(200, answer))
 }
 
@@ -244,12 +238,4 @@ async fn pretend(
     )
     .await?;
     Ok((done, old.version))
-}
-
-fn request(method: &str, uri: &str, body: Body) -> ApiResult<Request<Body>> {
-    Request::builder()
-        .method(method)
-        .uri(uri)
-        .body(body)
-        .map_err(|e| ApiError::bad_request(e.to_string()))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::Response;
 use http::request::Parts;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use rota_api::index_set::IndexSet;
 use rota_api::names::{GROUP, LEDGER_CHUNK, NODE_LEASE_NAMESPACE, ledger_name};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use super::WriteOptions;
 use super::update::{self, Part, Preconditions, Target};
 use crate::background::itself;
 use crate::error::{ApiError, ApiResult};
+use crate::relay::{self, End, Question};
 use crate::request::{Query, ResourcePath};
 use crate::server::{Caller, Served, Server};
 use crate::tunnel::{self, TunnelEventKind};
@@ -68,7 +69,7 @@ pub async fn log(
         }
     }
     let uri = format!(
-        "http://agent/logs/{}/{}/{}?{}",
+        "/logs/{}/{}/{}?{}",
         attempt.job_uid,
         attempt.index,
         attempt.attempt,
@@ -187,30 +188,20 @@ fn succeeded(ledger: &Value, index: u64) -> bool {
 
 /// Metrics of an agent.
 pub async fn node_metrics(server: &Server, node: &str) -> ApiResult<Response> {
-    forward(server, node, "http://agent/metrics").await
+    forward(server, node, "/metrics").await
 }
 
-async fn forward(server: &Server, node: &str, uri: &str) -> ApiResult<Response> {
-    let request = Request::get(uri)
-        .body(Body::empty())
-        .map_err(|e| ApiError::bad_request(e.to_string()))?;
-    let response = server.tunnels.request(node, request).await.map_err(|e| {
-        let elsewhere = server
-            .known("coordination.k8s.io", "leases")
-            .ok()
-            .and_then(|leases| server.cached(leases, NODE_LEASE_NAMESPACE, node))
-            .map(|lease| {
-                lease.value()["metadata"]["annotations"][rota_api::names::ANNOTATION_TUNNEL_SERVER]
-                    .clone()
-            });
-        let hint = match elsewhere.as_ref().and_then(Value::as_str) {
-            Some(address) if !address.is_empty() && address != server.advertise => {
-                format!("; its tunnel ends at {address}, ask there")
-            }
-            _ => String::new(),
-        };
-        ApiError::unavailable(format!("node {node:?} cannot be asked: {e}{hint}"))
-    })?;
+async fn forward(server: &Server, node: &str, path: &str) -> ApiResult<Response> {
+    let lease = server
+        .known("coordination.k8s.io", "leases")
+        .ok()
+        .and_then(|leases| server.cached(leases, NODE_LEASE_NAMESPACE, node))
+        .map(|lease| lease.value());
+    let holder = lease.as_ref().and_then(|lease| {
+        lease["metadata"]["annotations"][rota_api::names::ANNOTATION_TUNNEL_SERVER].as_str()
+    });
+    let end = End::Node(node.to_string());
+    let response = relay::ask(server, &end, holder, Question::get(path)).await?;
     let (parts, body) = response.into_parts();
     if !parts.status.is_success() {
         let text = crate::router::read_body(Body::new(body), 64 * 1024)

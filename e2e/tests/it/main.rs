@@ -17,5 +17,6 @@ mod kubectl;
 mod nodes;
 mod placing;
 mod server_kills;
+mod servers;
 mod store_faults;
 mod wordcount;

@@ -1,5 +1,8 @@
 //! `rota bench api`: one kind of request at a fixed concurrency, against the limit for that kind.
 
+mod bodies;
+mod limit;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +16,9 @@ use serde_json::{Value, json};
 use super::Where;
 use super::client::{Conn, Target, count, digits_after};
 use super::cluster::Cluster;
-use super::limits::{Etcd, ReadyBytes};
+use bodies::{bulk, configmap, task};
+use limit::Limit;
+
 use super::report::{Latencies, Report, limit_json, median, ratio, round};
 
 /// Objects that `get` chooses among: enough that no single one is hot.
@@ -467,52 +472,6 @@ fn continue_token(body: &[u8]) -> Option<String> {
     })
 }
 
-fn configmap(name: &str, bytes: usize) -> String {
-    let head = format!(
-        r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"fill":""#
-    );
-    fill(head, "\"}}", bytes)
-}
-
-fn task(namespace: &str, name: &str, bytes: usize) -> String {
-    let head = format!(
-        concat!(
-            r#"{{"apiVersion":"rota.dev/v1","kind":"Task","metadata":{{"name":"{name}","namespace":"{namespace}","#,
-            r#""labels":{{"rota.dev/job":"bench","rota.dev/job-uid":"00000000-0000-0000-0000-000000000000"}},"#,
-            r#""annotations":{{"fill":""#
-        ),
-        name = name,
-        namespace = namespace
-    );
-    let tail = concat!(
-        r#""}},"spec":{"jobName":"bench","jobUid":"00000000-0000-0000-0000-000000000000","index":0,"attempt":0,"#,
-        r#""epoch":0,"nodeName":"bench-none","queue":"default","priority":0,"#,
-        r#""requests":{"cpu":"100m","memory":"64Mi"},"revision":"bench"}}"#
-    );
-    fill(head, tail, bytes)
-}
-
-fn fill(mut head: String, tail: &str, bytes: usize) -> String {
-    let room = bytes.saturating_sub(head.len() + tail.len());
-    head.extend(std::iter::repeat_n('x', room));
-    head.push_str(tail);
-    head
-}
-
-fn bulk(collection: &str, items: &[String]) -> String {
-    let mut body = String::from(r#"{"atomic":false,"answer":"Version","items":["#);
-    for (i, item) in items.iter().enumerate() {
-        if i > 0 {
-            body.push(',');
-        }
-        body.push_str(&format!(
-            r#"{{"verb":"create","path":"{collection}","body":{item}}}"#
-        ));
-    }
-    body.push_str("]}");
-    body
-}
-
 async fn seed(admin: &mut Conn, load: &Load) -> Result<()> {
     for from in (0..load.objects).step_by(SEED_BATCH) {
         let items: Vec<String> = (from..load.objects.min(from + SEED_BATCH))
@@ -565,120 +524,6 @@ async fn delete_namespace(admin: &mut Conn, namespace: &str) {
     let path = format!("/api/v1/namespaces/{namespace}");
     if let Err(error) = admin.json(Method::DELETE, &path, None).await {
         eprintln!("the namespace {namespace} is left behind: {error:#}");
-    }
-}
-
-/// The limit for an operation.
-enum Limit {
-    Puts(Etcd),
-    Txns(Etcd),
-    Pages(Etcd),
-    Ready(Box<ReadyBytes>),
-    None,
-}
-
-impl Limit {
-    async fn prepare(args: &Args, cluster: &Cluster, admin: &mut Conn, load: &Load) -> Limit {
-        match Self::try_prepare(args, cluster, admin, load).await {
-            Ok(limit) => limit,
-            Err(error) => {
-                eprintln!("no limit to compare with: {error:#}");
-                Limit::None
-            }
-        }
-    }
-
-    async fn try_prepare(
-        args: &Args,
-        cluster: &Cluster,
-        admin: &mut Conn,
-        load: &Load,
-    ) -> Result<Limit> {
-        if args.no_limit {
-            return Ok(Limit::None);
-        }
-        Ok(match args.op {
-            Op::Create | Op::Bulk | Op::Page => {
-                let endpoints = cluster.etcd.as_deref().context("there is no etcd")?;
-                let etcd = Etcd::connect(endpoints).await?;
-                match args.op {
-                    Op::Create => Limit::Puts(etcd),
-                    Op::Bulk => Limit::Txns(etcd),
-                    _ => {
-                        etcd.seed(load.objects, load.object_bytes).await?;
-                        Limit::Pages(etcd)
-                    }
-                }
-            }
-            Op::Get | Op::List => {
-                let data_dir = cluster
-                    .data_dir
-                    .as_deref()
-                    .context("only an own cluster has its server certificate at hand")?;
-                let (_, path, _) = load.request(0, None);
-                let (_, body) = admin.send(Method::GET, &path, Bytes::new()).await?;
-                Limit::Ready(Box::new(
-                    ReadyBytes::start(&cluster.target, data_dir, body.len()).await?,
-                ))
-            }
-        })
-    }
-
-    fn what(&self) -> &'static str {
-        match self {
-            Limit::Puts(_) => "raw etcd put of as many bytes at the same concurrency",
-            Limit::Txns(_) => "raw etcd transactions of 100 guarded puts at concurrency 16",
-            Limit::Pages(_) => {
-                "raw etcd range of 500 keys a page, pages evenly spaced over the range"
-            }
-            Limit::Ready(_) => "axum serving as many ready bytes over TLS at the same concurrency",
-            Limit::None => "none",
-        }
-    }
-
-    fn unit(&self) -> &'static str {
-        match self {
-            Limit::Puts(_) | Limit::Txns(_) => "objects per second",
-            Limit::Pages(_) => "keys per second",
-            Limit::Ready(_) => "requests per server CPU second",
-            Limit::None => "",
-        }
-    }
-
-    fn per_cpu_second(&self) -> bool {
-        matches!(self, Limit::Ready(_))
-    }
-
-    async fn slice(&self, args: &Args, objects: usize, time: Duration) -> Result<Option<f64>> {
-        let (clients, bytes) = (args.concurrency as usize, args.object_bytes as usize);
-        Ok(match self {
-            Limit::Puts(etcd) => Some(etcd.puts(clients, bytes, time).await?),
-            Limit::Txns(etcd) => Some(etcd.txns(TXN_CLIENTS, bytes, time).await?),
-            Limit::Pages(etcd) => Some(etcd.pages(objects, PAGE as i64, LIMIT_PAGES).await?),
-            Limit::Ready(server) => {
-                let load = Arc::new(Load {
-                    op: Op::List,
-                    tasks: false,
-                    namespace: String::new(),
-                    collection: "/".into(),
-                    object_bytes: 0,
-                    batch: 0,
-                    objects: 0,
-                    stop: AtomicBool::new(false),
-                    serial: AtomicU64::new(0),
-                    first_version: AtomicU64::new(0),
-                    last_version: AtomicU64::new(0),
-                });
-                let before = server.cpu_seconds();
-                let slice = drive(&server.target, &load, args.concurrency, time).await?;
-                before
-                    .zip(server.cpu_seconds())
-                    .map(|(b, a)| a - b)
-                    .filter(|cpu| *cpu > 0.0)
-                    .map(|cpu| slice.ops as f64 / cpu)
-            }
-            Limit::None => None,
-        })
     }
 }
 

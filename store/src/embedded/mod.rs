@@ -212,7 +212,12 @@ impl Store for EmbeddedStore {
             let count = part.len();
             let (reply, answer) = oneshot::channel();
             let pushed = self.queue.push(Op::Commit { txns: part, reply }).await;
-            answers.push((count, pushed.map(|()| answer)));
+            if let Err(error) = pushed {
+                // What comes after would only wait for a place once more.
+                answers.push((count + txns.len(), Err(error)));
+                break;
+            }
+            answers.push((count, Ok(answer)));
         }
         let mut outcomes = Vec::new();
         for (count, answer) in answers {

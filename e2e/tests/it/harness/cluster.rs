@@ -436,16 +436,7 @@ impl Drop for Cluster {
             server.terminate(Duration::from_secs(10));
         }
         // Tasks are in sessions of their own; what a broken cluster left is found by its directory.
-        for _ in 0..100 {
-            let left = process::mentioning(&data_dir);
-            if left.is_empty() {
-                break;
-            }
-            for pid in left {
-                process::signal(pid, Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        process::end_all(&data_dir);
     }
 }
 

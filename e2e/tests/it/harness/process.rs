@@ -233,6 +233,20 @@ pub fn mentioning(text: &str) -> Vec<i32> {
     found
 }
 
+/// Kills every process that [`mentioning`] finds, until there is none.
+pub fn end_all(text: &str) {
+    for _ in 0..100 {
+        let left = mentioning(text);
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            signal(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
 }
