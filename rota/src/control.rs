@@ -67,6 +67,12 @@ async fn role(args: ApiserverArgs, with_controllers: bool) -> Result<()> {
     let stop = stop_signal()?;
     let dir = DataDir::lock(&datadir::choose(args.data_dir.as_deref())?, "rota server")?;
     let listener = bind(args.listen).await?;
+    if args.storage.shared() && args.advertise.is_none() && args.listen.ip().is_unspecified() {
+        tracing::warn!(
+            "other API servers and agents on other machines cannot tell where this one is: \
+             give the URL by which they reach it with --advertise"
+        );
+    }
     let mut plane = Plane::start(
         &dir,
         listener,

@@ -78,6 +78,11 @@ impl StorageArgs {
         Duration::from_secs(self.history_seconds)
     }
 
+    /// Whether other servers may use the store at the same time.
+    pub fn shared(&self) -> bool {
+        !self.etcd_endpoints.is_empty()
+    }
+
     /// Opens the store; the embedded one is in `dir`.
     pub async fn open(&self, dir: &Path) -> Result<Arc<dyn Store>> {
         let config = if self.etcd_endpoints.is_empty() {
