@@ -2,7 +2,8 @@
 //!
 //! Calls go to the current server of [`Servers`]. One that gets no answer tells so there, and those
 //! after it go to the next server; one that can be repeated without harm is, at once. Any answer
-//! keeps the server, a refusal too: all servers share one store, so the others would refuse as well.
+//! keeps the server, a refusal too: all servers share one store, so the others would refuse as well,
+//! unless they say that they are ready ([`Api::look_for_a_ready_one`]).
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -32,6 +33,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for a connection, with TLS. A lease renewal has 4 s: what is left of it after a
 /// machine that does not take connections is for the next server.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
+/// Longest wait for a server to say whether it is ready. The lease has 10 s, and a renewal that was
+/// refused has cost some of it.
+const READY_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait for a server's next word once other calls have gone on to the next server: it
 /// seems to be gone, but may only be slow. Above the 5 s between the bookmarks of a watch, so that
 /// a watch on a server that lives stays there.
@@ -213,6 +217,22 @@ impl Api {
     /// The servers.
     pub fn servers(&self) -> &Servers {
         &self.servers
+    }
+
+    /// For when the current server refuses with 503: all servers share one store, but this one alone
+    /// may be cut off from it. Goes on with the first that says it is ready, if there is one.
+    pub async fn look_for_a_ready_one(&self, why: &CallError) {
+        let current = self.servers.current();
+        for server in self.servers.in_turn().filter(|s| s.at != current.at) {
+            let client = self.clients.read()[server.at].clone();
+            let Ok(request) = Request::get("/readyz").body(Body::empty()) else {
+                return;
+            };
+            let answer = tokio::time::timeout(READY_WAIT, client.send(request)).await;
+            if matches!(answer, Ok(Ok(response)) if response.status().is_success()) {
+                return self.servers.prefer(server, current, why);
+            }
+        }
     }
 
     /// Sends a request and gives the answer as it comes.

@@ -299,7 +299,12 @@ pub async fn run(
                     return;
                 }
             }
-            Ok(Err(e)) => tracing::warn!(error = %e, "the lease cannot be renewed"),
+            Ok(Err(e)) => {
+                tracing::warn!(error = %e, "the lease cannot be renewed");
+                if e.code() == 503 {
+                    api.look_for_a_ready_one(&e).await;
+                }
+            }
             Err(_) => tracing::warn!("the lease cannot be renewed: no answer"),
         }
         if look && last_success == sent {

@@ -106,6 +106,25 @@ impl Servers {
         }
     }
 
+    /// Goes on with `better`, of which it is known that it can serve, unless `server` was left already.
+    pub fn prefer(&self, better: &Server, server: &Server, why: &dyn Display) {
+        let moved = self.current.send_if_modified(|current| {
+            let moves = *current == server.at && better.at != server.at;
+            if moves {
+                *current = better.at;
+            }
+            moves
+        });
+        if moved {
+            tracing::warn!(
+                server = %server.url,
+                next = %better.url,
+                error = %why,
+                "the API server cannot serve; going on with one that can"
+            );
+        }
+    }
+
     /// Waits until `server` is not the current one.
     pub async fn left(&self, server: &Server) {
         let mut current = self.current.subscribe();

@@ -129,6 +129,22 @@ async fn a_server_that_refuses_is_kept() {
 }
 
 #[tokio::test]
+async fn a_server_that_alone_is_cut_off_from_the_store_is_left() {
+    let (fake, dead, other) = (with_node().await, closed().await, with_node().await);
+    let api = api([&fake.url, &format!("http://{dead}"), &other.url]);
+    fake.down.store(true, Ordering::SeqCst);
+    other.down.store(true, Ordering::SeqCst);
+    let refused = api.get::<Value>(NODE).await.unwrap_err();
+    api.look_for_a_ready_one(&refused).await;
+    assert_eq!(api.servers().current().at, 0, "nobody is better off");
+    other.down.store(false, Ordering::SeqCst);
+    other.put("/readyz", json!({}));
+    api.look_for_a_ready_one(&refused).await;
+    assert_eq!(api.servers().current().at, 2);
+    api.get::<Value>(NODE).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_tunnel_that_cannot_be_dialled_goes_to_the_next_server() {
     let (next, address) = listener().await;
     let identity = identity([
