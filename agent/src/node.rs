@@ -420,7 +420,12 @@ pub async fn register_until_done(
                     config.name
                 )));
             }
-            Ok(Err(e)) => tracing::warn!(error = %e, "the node cannot be registered yet"),
+            Ok(Err(e)) => {
+                tracing::warn!(error = %e, "the node cannot be registered yet");
+                if e.code() == 503 {
+                    api.look_for_a_ready_one(&e).await;
+                }
+            }
             Err(_) => tracing::warn!("the node cannot be registered yet: no answer"),
         }
         tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;

@@ -54,7 +54,7 @@ pub fn check_kind(value: &mut Value, what: &Kind) -> ApiResult<()> {
     check_type(object, "kind", what.kind)
 }
 
-/// Reads a body that must be an object of whatever kind (DeleteOptions, Scale, bulk requests).
+/// Reads a body that must be an object of whatever kind (Scale, plans).
 pub fn decode_object(bytes: &[u8], content_type: Option<&str>) -> ApiResult<Decoded> {
     let decoded = match format_of(content_type)? {
         Format::Json => parse_json(bytes)?,

@@ -14,12 +14,13 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use rota_api::names::{GROUP_SERVERS, PATH_RELAY, USER_SERVER};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -28,8 +29,8 @@ use crate::error::{ApiError, ApiResult};
 use crate::server::Server;
 use crate::tunnel::{TunnelError, Tunnels};
 
-/// Bytes of a question: a plan of many objects with their defaults.
-pub const BODY_MAX: usize = 8 << 20;
+/// Bytes of a question: a plan of as many bytes as a request may have, with defaults filled in.
+pub const BODY_MAX: usize = 16 << 20;
 
 /// Longest wait for a connection to another server.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -41,8 +42,11 @@ const ANSWER_WAIT: Duration = Duration::from_secs(20);
 /// renewal, and costs less than the connection.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(3600);
 
-/// Says that the answer is the other server's, which has no tunnel either, and not the far end's.
-const HEADER_NO_TUNNEL: &str = "rota-no-tunnel";
+/// Says that the answer is the far end's and not the other server's own.
+const HEADER_FAR_END: &str = "rota-far-end";
+
+/// Bytes of another server's refusal that are looked at.
+const REFUSAL_MAX: usize = 64 << 10;
 
 /// Who is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,12 +142,17 @@ pub async fn ask(
                     "{end} cannot be asked: its tunnel ends at {url}, and that server cannot be asked: {why}"
                 ))
             })?;
-            if answer.headers().contains_key(HEADER_NO_TUNNEL) {
-                return Err(ApiError::unavailable(format!(
-                    "{end} cannot be asked: it has no connection to {url} at the moment"
-                )));
+            if answer.headers().contains_key(HEADER_FAR_END) {
+                return Ok(answer);
             }
-            Ok(answer)
+            let code = answer.status();
+            let body = Body::new(answer.into_body());
+            let text = crate::router::read_body(body, REFUSAL_MAX).await?;
+            let status: Value = serde_json::from_slice(&text).unwrap_or_default();
+            let why = status["message"].as_str().unwrap_or("no reason given");
+            Err(ApiError::unavailable(format!(
+                "its tunnel ends at {url}, and that server answers {code}: {why}"
+            )))
         }
         (Err(e), _) => Err(ApiError::unavailable(format!("{end} cannot be asked: {e}"))),
     }
@@ -162,13 +171,10 @@ async fn local(
 /// Answers another server's question from the tunnel here; never asks a third.
 pub async fn serve(server: &Server, end: &End, question: Question) -> ApiResult<Response> {
     match local(server, end, question).await? {
-        Ok(answer) => Ok(answer.map(Body::new)),
-        Err(TunnelError::NoTunnel) => {
-            let mut answer = Response::new(Body::empty());
-            *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            answer
-                .headers_mut()
-                .insert(HEADER_NO_TUNNEL, HeaderValue::from_static("true"));
+        Ok(answer) => {
+            let mut answer = answer.map(Body::new);
+            let yes = HeaderValue::from_static("true");
+            answer.headers_mut().insert(HEADER_FAR_END, yes);
             Ok(answer)
         }
         Err(e) => Err(ApiError::unavailable(format!("{end} cannot be asked: {e}"))),
@@ -192,6 +198,7 @@ async fn remote(
     let connect = async {
         let tcp = TcpStream::connect((host.as_str(), port)).await?;
         tcp.set_nodelay(true)?;
+        crate::serve::keep_alive(&tcp)?;
         let name = ServerName::try_from(host.clone())?;
         let stream = TokioIo::new(tls.connect(name, tcp).await?);
         Ok::<_, Failure>(hyper::client::conn::http1::handshake(stream).await?)

@@ -149,6 +149,16 @@ fn config(pki: &Pki) -> Result<Arc<ServerConfig>, PkiError> {
     Ok(Arc::new(config))
 }
 
+/// Has the kernel find out when the machine at the other end is gone.
+pub(crate) fn keep_alive(socket: &impl std::os::fd::AsFd) -> std::io::Result<()> {
+    let (idle, step, count) = KEEPALIVE;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, idle)?;
+    sockopt::set_tcp_keepintvl(socket, step)?;
+    sockopt::set_tcp_keepcnt(socket, count)?;
+    Ok(())
+}
+
 /// Serves until `shutdown`; returns when every connection is gone or [`Options::drain`] is over.
 pub async fn serve(
     listener: TcpListener,
@@ -158,12 +168,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     // Accepted sockets inherit these, so that no connection pays for the calls.
-    let (idle, step, count) = KEEPALIVE;
-    let set = sockopt::set_socket_keepalive(&listener, true)
-        .and_then(|()| sockopt::set_tcp_keepidle(&listener, idle))
-        .and_then(|()| sockopt::set_tcp_keepintvl(&listener, step))
-        .and_then(|()| sockopt::set_tcp_keepcnt(&listener, count))
-        .and_then(|()| sockopt::set_tcp_nodelay(&listener, true));
+    let set = keep_alive(&listener).and_then(|()| Ok(sockopt::set_tcp_nodelay(&listener, true)?));
     if let Err(e) = set {
         tracing::warn!(error = %e, "cannot set TCP options");
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::{Expect, Outcome, StoreError, TXN_BYTES_MAX, TXN_WRITES_MAX, Txn, Write};
+use crate::{CommitResult, Expect, StoreError, TXN_BYTES_MAX, TXN_WRITES_MAX, Txn, Write};
 
 /// Most guards of one [`Txn`]. Guards on keys that are not written are compared on etcd as well, so they
 /// share its limit of 128 operations.
@@ -74,7 +74,10 @@ pub(crate) fn sift(txns: Vec<Txn>) -> (Vec<Txn>, Vec<(usize, StoreError)>) {
 }
 
 /// Puts the answers of [`sift`] back in their places among those of the good ones.
-pub(crate) fn weave(mut outcomes: Vec<Outcome>, refused: Vec<(usize, StoreError)>) -> Vec<Outcome> {
+pub(crate) fn weave(
+    mut outcomes: Vec<CommitResult>,
+    refused: Vec<(usize, StoreError)>,
+) -> Vec<CommitResult> {
     for (at, error) in refused {
         outcomes.insert(at.min(outcomes.len()), Err(error));
     }

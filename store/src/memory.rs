@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::counters::Counters;
 use crate::history::{self, History, Undo, WATCH_BATCH_MAX};
 use crate::{
-    Event, EventBatch, ListPage, ListRequest, Outcome, Record, Store, StoreError, StoreInfo,
+    CommitResult, Event, EventBatch, ListPage, ListRequest, Record, Store, StoreError, StoreInfo,
     StoreStats, Txn, Version, Write, check, expiry,
 };
 
@@ -68,7 +68,7 @@ impl MemoryStore {
 }
 
 impl Inner {
-    fn apply(&self, txn: Txn) -> Outcome {
+    fn apply(&self, txn: Txn) -> CommitResult {
         check::validate(&txn)?;
         let mut state = self.state.write();
         for guard in txn.guards {
@@ -230,7 +230,7 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn commit(&self, txn: Txn) -> Outcome {
+    async fn commit(&self, txn: Txn) -> CommitResult {
         let outcome = self.0.apply(txn);
         if outcome.is_ok() {
             self.0.counters.group();

@@ -92,7 +92,7 @@ pub struct Txn {
 pub type Versions = Vec<Version>;
 
 /// What came of one [`Txn`].
-pub type Outcome = Result<Versions, StoreError>;
+pub type CommitResult = Result<Versions, StoreError>;
 
 /// Why a call failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -231,11 +231,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Applies a transaction, or nothing. Returns after it is durable. Calls are combined with
     /// those of other callers; the order among concurrent calls is the store's.
-    async fn commit(&self, txn: Txn) -> Outcome;
+    async fn commit(&self, txn: Txn) -> CommitResult;
 
     /// Applies independent transactions and answers each, in their order: what as many concurrent
     /// calls of [`Store::commit`] would do, handed over at once. None waits for another's outcome.
-    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<Outcome> {
+    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<CommitResult> {
         futures::future::join_all(txns.into_iter().map(|txn| self.commit(txn))).await
     }
 

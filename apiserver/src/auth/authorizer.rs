@@ -4,9 +4,9 @@
 //! what a role may do is read in one place; nothing here depends on the order of rows.
 
 use rota_api::names::{
-    ANNOTATION_EPOCH, GROUP, GROUP_BOOTSTRAPPERS, GROUP_MASTERS, GROUP_NODES, GROUP_SERVERS,
-    LEASE_PLACEMENT, NODE_LEASE_NAMESPACE, PATH_PLACEMENT_TUNNEL, PATH_RELAY, SYSTEM_NAMESPACE,
-    USER_CONTROLLER_PREFIX, USER_NODE_PREFIX,
+    ANNOTATION_EPOCH, ANNOTATION_TUNNEL_SERVER, GROUP, GROUP_BOOTSTRAPPERS, GROUP_MASTERS,
+    GROUP_NODES, GROUP_SERVERS, LEASE_PLACEMENT, NODE_LEASE_NAMESPACE, PATH_PLACEMENT_TUNNEL,
+    PATH_RELAY, SYSTEM_NAMESPACE, USER_CONTROLLER_PREFIX, USER_NODE_PREFIX,
 };
 use serde_json::Value;
 
@@ -298,9 +298,17 @@ pub fn check_node_create(user: &User, plural: &str, new: &Value) -> Result<(), S
     let Some(node) = node_of(user) else {
         return Ok(());
     };
-    if matches!(plural, "nodes" | "leases") && new["metadata"]["name"].as_str() != Some(node) {
+    if !matches!(plural, "nodes" | "leases") {
+        return Ok(());
+    }
+    if new["metadata"]["name"].as_str() != Some(node) {
         return Err(format!(
             "node {node:?} may create only objects named {node:?} here"
+        ));
+    }
+    if !new["metadata"]["annotations"][ANNOTATION_TUNNEL_SERVER].is_null() {
+        return Err(format!(
+            "a node may not set the annotation {ANNOTATION_TUNNEL_SERVER:?}"
         ));
     }
     Ok(())
@@ -363,6 +371,13 @@ pub fn check_node_change(user: &User, old: &Value, new: &Value) -> Result<(), St
             let field = path.trim_start_matches('/').replace('/', ".");
             return Err(format!("a node may not change its {field}"));
         }
+    }
+    // Servers connect to where this points.
+    let holder = |v: &Value| v["metadata"]["annotations"][ANNOTATION_TUNNEL_SERVER].clone();
+    if holder(old) != holder(new) {
+        return Err(format!(
+            "a node may not change its annotation {ANNOTATION_TUNNEL_SERVER:?}"
+        ));
     }
     let epoch = |v: &Value| {
         v["metadata"]["annotations"][ANNOTATION_EPOCH]

@@ -445,6 +445,10 @@ fn a_node_keeps_what_the_operator_set() {
         ("/metadata/labels", json!({})),
         ("/metadata/annotations/rota.dev~1epoch", json!("2")),
         ("/metadata/annotations/rota.dev~1epoch", json!("x")),
+        (
+            "/metadata/annotations/rota.dev~1tunnel-server",
+            json!("https://elsewhere"),
+        ),
         ("/metadata/annotations", json!({})),
         ("/metadata/finalizers", json!(["a/b"])),
         ("/spec/unschedulable", json!(true)),

@@ -165,6 +165,11 @@ impl Template {
         })
     }
 
+    /// Whether each [`Template::prepare`] makes another name.
+    pub fn generates_name(&self) -> bool {
+        self.generate.is_some()
+    }
+
     /// The write, with its key and whether the name is generated.
     pub fn prepare(
         &self,

@@ -230,7 +230,10 @@ impl Watch {
                 () = tokio::time::sleep_until(wake) => {
                     let now = Instant::now();
                     let last = now >= self.deadline;
+                    // No word while the store is out of reach: a client whose server is cut off
+                    // must see the silence and go to another one.
                     if self.bookmarks
+                        && server.cache.healthy()
                         && let Some(version) = server.cache.bookmark(self.served.cache, &self.handle)
                     {
                         self.bookmark(&mut out, version.max(self.last_version), false);

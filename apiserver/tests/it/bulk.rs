@@ -61,7 +61,7 @@ async fn atomic_items_apply_all_or_none() {
     ]});
     let twice = api.post(BULK, &good).await.ok();
     assert_eq!(
-        twice["items"][0]["status"], "Failure",
+        twice["items"][0]["reason"], "BadRequest",
         "one object twice in a transaction cannot be: {twice}"
     );
     let good = json!({"atomic": true, "answer": "Version", "items": [

@@ -4,6 +4,7 @@
 mod bulk;
 mod cache;
 mod crud;
+mod cutoff;
 mod hostile;
 mod reads;
 mod watches;

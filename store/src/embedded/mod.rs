@@ -23,11 +23,11 @@ use tokio::sync::{oneshot, watch};
 use crate::counters::Counters;
 use crate::history::{self, History};
 use crate::{
-    EventBatch, ListPage, ListRequest, Outcome, Record, Store, StoreError, StoreInfo, StoreStats,
-    Txn, Version, check, expiry,
+    CommitResult, EventBatch, ListPage, ListRequest, Record, Store, StoreError, StoreInfo,
+    StoreStats, Txn, Version, check, expiry,
 };
 use disk::{Layout, View};
-use queue::{OP_TXNS_MAX, Op, Queue};
+use queue::{Op, Queue};
 use tail::Tail;
 use writer::Writer;
 
@@ -198,23 +198,22 @@ impl Store for EmbeddedStore {
         self.reader.walk(move |view| view.list(&request)).await
     }
 
-    async fn commit(&self, txn: Txn) -> Outcome {
+    async fn commit(&self, txn: Txn) -> CommitResult {
         let mut outcomes = self.commit_all(vec![txn]).await;
         outcomes.pop().unwrap_or_else(|| Err(closed_early()))
     }
 
-    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<Outcome> {
-        let (mut txns, refused) = check::sift(txns);
-        let mut answers = Vec::with_capacity(txns.len() / OP_TXNS_MAX + 1);
-        while !txns.is_empty() {
-            let rest = txns.split_off(txns.len().min(OP_TXNS_MAX));
-            let part = std::mem::replace(&mut txns, rest);
-            let count = part.len();
+    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<CommitResult> {
+        let (txns, refused) = check::sift(txns);
+        let mut parts = queue::parts(txns).into_iter();
+        let mut answers = Vec::with_capacity(parts.len());
+        while let Some(txns) = parts.next() {
+            let count = txns.len();
             let (reply, answer) = oneshot::channel();
-            let pushed = self.queue.push(Op::Commit { txns: part, reply }).await;
-            if let Err(error) = pushed {
+            if let Err(error) = self.queue.push(Op::Commit { txns, reply }).await {
                 // What comes after would only wait for a place once more.
-                answers.push((count + txns.len(), Err(error)));
+                let rest: usize = parts.map(|part| part.len()).sum();
+                answers.push((count + rest, Err(error)));
                 break;
             }
             answers.push((count, Ok(answer)));

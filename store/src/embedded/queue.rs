@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::{Outcome, StoreError, Txn, Version, Write};
+use crate::{CommitResult, StoreError, Txn, Version, Write};
 
 /// Transactions that may wait for the writer. Above [`OP_TXNS_MAX`], or an operation would never fit.
 const QUEUE_MAX: usize = 16_384;
@@ -20,13 +20,16 @@ const GROUP_BYTES_MAX: usize = 8 << 20;
 
 /// Transactions in one operation: small enough to share a group with other callers' operations.
 pub(super) const OP_TXNS_MAX: usize = 512;
+/// Bytes of values in one operation, unless its only transaction has more. A group is operations
+/// until its limit, so this is also by how much it may pass that.
+pub(super) const OP_BYTES_MAX: usize = 1 << 20;
 
 /// What the writer is asked for.
 pub(super) enum Op {
     /// Independent transactions of one caller, [`OP_TXNS_MAX`] at most; one answer for each.
     Commit {
         txns: Vec<Txn>,
-        reply: oneshot::Sender<Vec<Outcome>>,
+        reply: oneshot::Sender<Vec<CommitResult>>,
     },
     Compact {
         version: Version,
@@ -47,6 +50,34 @@ pub(super) struct Queue {
     places: Semaphore,
 }
 
+/// Cuts transactions into operations' worth, in their order.
+pub(super) fn parts(txns: Vec<Txn>) -> Vec<Vec<Txn>> {
+    let mut parts: Vec<Vec<Txn>> = Vec::with_capacity(txns.len() / OP_TXNS_MAX + 1);
+    let mut bytes = 0;
+    for txn in txns {
+        let more = bytes_of(&txn);
+        match parts.last_mut() {
+            Some(part) if part.len() < OP_TXNS_MAX && bytes + more <= OP_BYTES_MAX => {
+                bytes += more;
+                part.push(txn);
+            }
+            _ => {
+                bytes = more;
+                parts.push(vec![txn]);
+            }
+        }
+    }
+    parts
+}
+
+fn bytes_of(txn: &Txn) -> usize {
+    let size = |write: &Write| match write {
+        Write::Put { value, .. } => value.len(),
+        Write::Delete { .. } => 0,
+    };
+    txn.writes.iter().map(size).sum()
+}
+
 impl Op {
     /// Places in the queue that it takes.
     fn places(&self) -> u32 {
@@ -61,12 +92,14 @@ impl Op {
         let Op::Commit { txns, .. } = self else {
             return (0, 0);
         };
-        let writes = txns.iter().flat_map(|txn| &txn.writes);
-        writes.fold((0, 0), |(count, bytes), write| match write {
-            Write::Put { value, .. } => (count + 1, bytes + value.len()),
-            Write::Delete { .. } => (count + 1, bytes),
+        txns.iter().fold((0, 0), |(writes, bytes), txn| {
+            (writes + txn.writes.len(), bytes + bytes_of(txn))
         })
     }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("the store was closed".to_owned())
 }
 
 impl Queue {
@@ -86,7 +119,8 @@ impl Queue {
             Err(_) => {
                 match tokio::time::timeout(QUEUE_WAIT, self.places.acquire_many(places)).await {
                     Ok(Ok(permit)) => permit,
-                    _ => {
+                    Ok(Err(_)) => return Err(closed()),
+                    Err(_) => {
                         return Err(StoreError::Unavailable(
                             "the write queue is full".to_owned(),
                         ));
@@ -96,7 +130,7 @@ impl Queue {
         };
         let mut waiting = self.waiting.lock();
         if waiting.closed {
-            return Err(StoreError::Unavailable("the store was closed".to_owned()));
+            return Err(closed());
         }
         permit.forget();
         waiting.ops.push_back(op);
@@ -146,5 +180,33 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         waiting.closed = true;
         waiting.ops.clear();
+        self.places.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn txn(bytes: usize) -> Txn {
+        Txn {
+            guards: Vec::new(),
+            writes: vec![Write::Put {
+                key: "/k".into(),
+                value: vec![0; bytes].into(),
+                expires_at: None,
+            }],
+        }
+    }
+
+    #[test]
+    fn operations_are_bounded_by_count_and_by_bytes() {
+        let lengths = |txns| parts(txns).iter().map(Vec::len).collect::<Vec<_>>();
+        assert!(lengths(Vec::new()).is_empty());
+        assert_eq!(lengths(vec![txn(1); 1100]), [512, 512, 76]);
+        let half = OP_BYTES_MAX / 2;
+        assert_eq!(lengths(vec![txn(half), txn(half), txn(half)]), [2, 1]);
+        let large = OP_BYTES_MAX + 1;
+        assert_eq!(lengths(vec![txn(1), txn(large), txn(1)]), [1, 1, 1]);
     }
 }

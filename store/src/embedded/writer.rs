@@ -15,7 +15,7 @@ use super::codec::{self, Entry, LOG_ENTRY, LOG_OLD, Stored};
 use super::disk::{self, Layout, Overlay, View};
 use super::queue::{Op, Queue};
 use super::{EmbeddedOptions, Shared};
-use crate::{Event, Outcome, StoreError, Txn, Version, Write, check};
+use crate::{CommitResult, Event, StoreError, Txn, Version, Write, check};
 
 /// How often the idle writer looks after history.
 const TICK: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ const TRIM_CHUNK: usize = 1000;
 /// How often the lower bound of acknowledged versions is noted beside the database.
 const NOTE_EVERY: Duration = Duration::from_secs(10);
 
-type Reply = oneshot::Sender<Vec<Outcome>>;
+type Reply = oneshot::Sender<Vec<CommitResult>>;
 
 /// How much history each span of time made, so that retention needs no look at the disk.
 struct Span {
@@ -168,7 +168,7 @@ impl Writer {
             events: Vec::with_capacity(group.len()),
             history_bytes: 0,
         };
-        let mut done: Vec<(Reply, Vec<Outcome>)> = Vec::with_capacity(group.len());
+        let mut done: Vec<(Reply, Vec<CommitResult>)> = Vec::with_capacity(group.len());
         let mut compactions = Vec::new();
         for op in group {
             match op {
@@ -185,9 +185,15 @@ impl Writer {
             match written {
                 Ok(()) => self.shared.counters.group(),
                 Err(error) => {
-                    let applied = done.iter_mut().flat_map(|(_, outcomes)| outcomes);
-                    for outcome in applied.filter(|outcome| outcome.is_ok()) {
-                        *outcome = Err(error.clone());
+                    let lost = "it was judged by writes that failed; nothing of it was written";
+                    for outcome in done.iter_mut().flat_map(|(_, outcomes)| outcomes) {
+                        match outcome {
+                            Ok(_) => *outcome = Err(error.clone()),
+                            Err(StoreError::Conflict { .. }) => {
+                                *outcome = Err(StoreError::Unavailable(lost.to_owned()));
+                            }
+                            Err(_) => {}
+                        }
                     }
                 }
             }
@@ -376,7 +382,7 @@ impl Writer {
 
 impl Draft {
     /// Checks the guards and adds the writes, or changes nothing.
-    fn apply(&mut self, view: &View, txn: Txn) -> Outcome {
+    fn apply(&mut self, view: &View, txn: Txn) -> CommitResult {
         for guard in txn.guards {
             let found = self.overlay.look(view, &guard.key)?;
             let seen = found.map(|stored| (stored.version, stored.value.as_ref()));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::{Expect, Guard, Outcome, StoreError, Txn, Write};
+use crate::{CommitResult, Expect, Guard, StoreError, Txn, Write};
 
 /// Writes in one transaction, `/!head` aside: with it below etcd's limit of 128 operations.
 const GROUP_WRITES_MAX: usize = crate::TXN_WRITES_MAX;
@@ -30,8 +30,8 @@ const WINDOW: usize = 1024;
 /// The answers to transactions that one caller handed over together. They are sent when the last
 /// unit is gone, however it went: one that was never answered has an unknown outcome.
 struct Answers {
-    outcomes: Mutex<Vec<Outcome>>,
-    reply: Option<oneshot::Sender<Vec<Outcome>>>,
+    outcomes: Mutex<Vec<CommitResult>>,
+    reply: Option<oneshot::Sender<Vec<CommitResult>>>,
 }
 
 impl Drop for Answers {
@@ -50,7 +50,7 @@ pub(super) struct Reply {
 
 impl Reply {
     /// Answers the unit.
-    pub(super) fn send(self, outcome: Outcome) {
+    pub(super) fn send(self, outcome: CommitResult) {
         if let Some(place) = self.answers.outcomes.lock().get_mut(self.at) {
             *place = outcome;
         }
@@ -66,7 +66,7 @@ pub(super) struct Unit {
 }
 
 /// Units of one caller, and where their outcomes come, in the order of the transactions.
-pub(super) fn units(txns: Vec<Txn>) -> (Vec<Unit>, oneshot::Receiver<Vec<Outcome>>) {
+pub(super) fn units(txns: Vec<Txn>) -> (Vec<Unit>, oneshot::Receiver<Vec<CommitResult>>) {
     let (reply, answer) = oneshot::channel();
     let unknown = StoreError::Unknown("the store closed before it answered".to_owned());
     let answers = Arc::new(Answers {

@@ -36,10 +36,11 @@ pub(super) async fn watch(
     let mut options = WatchOptions::new()
         .with_prefix()
         .with_start_revision((revision - 1).max(1));
-    // etcd sends what a watcher lags behind as one answer. To cut it into fragments it weighs the
+    // etcd sends what a watcher lags behind as one answer for each 1,000 revisions. To cut it into fragments it weighs the
     // fragment anew after every event, which takes it seconds for many small events and holds up
     // everything that comes after; so it is asked to only once an answer was too large to take.
-    if split.swap(false, Ordering::Relaxed) {
+    let pieces = split.load(Ordering::Relaxed);
+    if pieces {
         options = options.with_fragment();
     }
     let stream = match timeout(CALL_MAX, client.watch(names.everything(), Some(options))).await {
@@ -47,6 +48,9 @@ pub(super) async fn watch(
         Ok(Err(error)) => return Err(codec::error(Kind::Read, &error)),
         Err(_) => return Err(no_answer()),
     };
+    if pieces {
+        split.store(false, Ordering::Relaxed);
+    }
     let (out, batches) = mpsc::channel(LAG_BATCHES);
     let replay = Replay::new(names, from);
     tokio::spawn(follow(stream, replay, out, split));

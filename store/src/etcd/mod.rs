@@ -29,8 +29,8 @@ use tokio::time::timeout;
 
 use crate::counters::Counters;
 use crate::{
-    EventBatch, ListPage, ListRequest, Outcome, Record, Store, StoreError, StoreInfo, StoreStats,
-    Txn, Version, check, expiry,
+    CommitResult, EventBatch, ListPage, ListRequest, Record, Store, StoreError, StoreInfo,
+    StoreStats, Txn, Version, check, expiry,
 };
 use codec::{Kind, Names, SLOTS, WHOLE};
 use combine::Unit;
@@ -40,7 +40,7 @@ use write::Sender;
 const CALL_MAX: Duration = Duration::from_secs(4);
 /// Longest wait for a place in the write queue.
 const QUEUE_WAIT: Duration = Duration::from_secs(4);
-/// Callers that may queue in front of the combiner.
+/// Calls that may queue in front of the combiner, each with one or many transactions.
 const QUEUE_MAX: usize = 8192;
 /// Largest answer taken: a failed transaction reads back all keys it looked at.
 const ANSWER_MAX: usize = 256 << 20;
@@ -68,7 +68,7 @@ pub struct EtcdOptions {
     /// The store's versions start above this. Set it once after restoring etcd from a backup, to
     /// more than the lost cluster's newest version: older watchers then learn that they must list again.
     pub version_floor: Version,
-    /// Largest answer that a watch takes; a watcher that lags is sent all it missed at once. A larger
+    /// Largest answer that a watch takes; a watcher that lags is sent 1,000 revisions at once. A larger
     /// one ends the watch, and the next one asks etcd for fragments of at most 2 MiB.
     pub answer_bytes_max: usize,
 }
@@ -322,13 +322,13 @@ impl Store for EtcdStore {
         read::list(&self.kv, &self.names, request).await
     }
 
-    async fn commit(&self, txn: Txn) -> Outcome {
+    async fn commit(&self, txn: Txn) -> CommitResult {
         let mut outcomes = self.commit_all(vec![txn]).await;
         let none = || StoreError::Unknown("the store did not answer".to_owned());
         outcomes.pop().unwrap_or_else(|| Err(none()))
     }
 
-    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<Outcome> {
+    async fn commit_all(&self, txns: Vec<Txn>) -> Vec<CommitResult> {
         let (txns, refused) = check::sift(txns);
         let count = txns.len();
         let (units, answer) = combine::units(txns);

@@ -15,7 +15,8 @@ use super::{CALL_MAX, Pace};
 use crate::counters::Counters;
 use crate::{Expect, Guard, Record, StoreError, Txn, Write, check};
 
-/// Units that may wait in the combiner before callers queue in front of it.
+/// Units that wait in the combiner when further calls queue in front of it; the last one taken may
+/// have brought many at once.
 const WAITING_MAX: usize = 8192;
 /// Transactions that a unit may be part of without being decided. Each failed one decides at least
 /// one unit, so a unit that reaches this meets something else than conflicts.

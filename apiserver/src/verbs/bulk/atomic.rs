@@ -110,7 +110,7 @@ pub(super) async fn run(
                 if let Some(i) = prepared
                     .iter()
                     .position(|p| p.guards.first().is_some_and(|g| g.key == guard.key))
-                    && templates[i].is_some()
+                    && templates[i].as_ref().is_some_and(|t| !t.generates_name())
                 {
                     let kind = &good[i].place.served.kind;
                     let name = guard.key.rsplit('/').next().unwrap_or("");
@@ -120,6 +120,10 @@ pub(super) async fn run(
                         ApiError::already_exists(kind.group, kind.plural, name),
                     );
                 }
+            }
+            Err(StoreError::Invalid(why)) => {
+                // Such as two items on one object.
+                return all_failed(count, 0, ApiError::bad_request(why));
             }
             Err(e) => return all_failed(count, 0, store_error(e)),
         }

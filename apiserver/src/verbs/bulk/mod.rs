@@ -2,14 +2,13 @@
 //!
 //! Items are read, authorised, checked and committed each by itself and answered in order; with
 //! `atomic: true` all or none apply. An item is read only when its turn comes and its tree is gone
-//! before the next one's, so a request of thousands costs the memory of its bytes.
+//! before the next one's.
 
 mod answer;
 mod atomic;
 mod each;
 mod item;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +37,7 @@ const KEEP_UP_MAX: Duration = Duration::from_secs(5);
 #[derive(Deserialize)]
 struct Request<'a> {
     atomic: Option<bool>,
-    answer: Option<Cow<'a, str>>,
+    answer: Option<String>,
     #[serde(borrow)]
     items: Items<'a>,
 }
