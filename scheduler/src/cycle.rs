@@ -3,7 +3,7 @@
 //! placed is taken from the cluster at once, so admission, limits, rules and placement cannot
 //! disagree: there is no second decision.
 
-use crate::agenda::{Agenda, Unit};
+use crate::agenda::{Agenda, Unit, head_room};
 use crate::ahead::{Ahead, Need, Pick, Promises};
 use crate::attempt::Attempt;
 use crate::cluster::{Cluster, NodeId, TaskId};
@@ -213,24 +213,39 @@ impl<'a> Pass<'a> {
             let placed = attempt.placements.len() as u32;
             self.take(attempt);
             most -= placed;
-            match answer {
-                Ok(()) => open |= self.left[*position as usize] > 0,
-                Err((_, cause)) => {
-                    self.push_aside(cluster, *position, want - placed, cause);
-                    if self.left[*position as usize] == 0 {
-                        continue;
-                    }
-                    let count = std::mem::take(&mut self.left[*position as usize]);
-                    self.outcome.waiting.push(Waiting {
-                        demand: *position,
-                        count,
-                        cause,
-                    });
-                    self.reserve(cluster, &[(*position, 1)], cause);
+            let (missing, cause) = match answer {
+                Err((_, cause)) => (want - placed, cause),
+                Ok(()) if self.left[*position as usize] == 0 => continue,
+                // Told at once and not in its next turn: until then a task that no limit lets in
+                // would stand for its queue, in the place of those whom a guarantee lets past.
+                Ok(()) if self.is_shut_out(cluster, *position) => (1, Cause::QueueLimit),
+                Ok(()) => {
+                    open = true;
+                    continue;
                 }
+            };
+            self.push_aside(cluster, *position, missing, cause);
+            if self.left[*position as usize] == 0 {
+                continue;
             }
+            let count = std::mem::take(&mut self.left[*position as usize]);
+            self.outcome.waiting.push(Waiting {
+                demand: *position,
+                count,
+                cause,
+            });
+            self.reserve(cluster, &[(*position, 1)], cause);
         }
         open
+    }
+
+    /// Whether limits of queues let no further task of a demand in.
+    fn is_shut_out(&self, cluster: &mut Cluster, position: u32) -> bool {
+        let demand = &self.demands[position as usize];
+        let class = cluster.class(&demand.class);
+        let shape = cluster.classes.all[class as usize].shape;
+        let requests = &cluster.tasks.shapes.get(shape).requests;
+        head_room(cluster, demand.queue.0, requests, 1).0 == 0
     }
 
     /// A unit for whose place a plan has a better use now. It may have a reservation all the same.
