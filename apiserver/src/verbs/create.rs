@@ -49,7 +49,8 @@ pub async fn commit(
     }
     server
         .commit_new(caller, served, dry_run, |server| {
-            template.prepare(server, served, namespace)
+            let (prepared, key) = template.prepare(server, served, namespace)?;
+            Ok((prepared, key, template.generates_name()))
         })
         .await
 }
@@ -170,13 +171,13 @@ impl Template {
         self.generate.is_some()
     }
 
-    /// The write, with its key and whether the name is generated.
+    /// The write, with its key.
     pub fn prepare(
         &self,
         server: &Server,
         served: &Served,
         namespace: &str,
-    ) -> ApiResult<(Prepared, Arc<str>, bool)> {
+    ) -> ApiResult<(Prepared, Arc<str>)> {
         let mut guards = Vec::with_capacity(3);
         let object = match &self.generate {
             None => std::borrow::Cow::Borrowed(&self.object),
@@ -224,7 +225,6 @@ impl Template {
                 warnings: self.warnings.clone(),
             },
             key,
-            self.generate.is_some(),
         ))
     }
 }

@@ -53,9 +53,7 @@ pub(super) async fn run(
         for (i, (item, template)) in good.iter().zip(&templates).enumerate() {
             let (served, path) = (&item.place.served, &item.place.path);
             let one = match template {
-                Some(t) => t
-                    .prepare(server, served, &path.namespace)
-                    .map(|(p, _, _)| p),
+                Some(t) => t.prepare(server, served, &path.namespace).map(|(p, _)| p),
                 None => match server.cached(served, &path.namespace, &path.name) {
                     Some(object) => item.prepare(caller, &object),
                     None => Err(served.not_found(&path.name)),
